@@ -1,0 +1,1 @@
+"""Fits coefficients from evidence (kernel tables, measured runs) and stores them."""

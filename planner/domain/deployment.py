@@ -1,0 +1,91 @@
+"""How one replica of a model is run by the engine, and how a card's memory divides."""
+
+from pydantic import Field
+
+from planner.domain.base import Frozen
+from planner.domain.dtypes import KvDtype, WeightDtype
+from planner.domain.units import bytes_to_gib
+
+
+class Parallelism(Frozen):
+    """How one replica is spread over GPUs."""
+
+    tp: int = Field(default=1, ge=1, le=64)
+    pp: int = Field(default=1, ge=1, le=64)
+    dp: int = Field(default=1, ge=1, le=256)
+    ep: bool = False
+    """Experts are split over tp x dp ranks instead of each expert being sliced."""
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of one replica."""
+        return self.tp * self.pp * self.dp
+
+
+class EngineSettings(Frozen):
+    """vLLM flags that change memory or latency."""
+
+    max_num_seqs: int = Field(ge=1)
+    max_num_batched_tokens: int = Field(ge=1)
+    max_model_len: int = Field(ge=1)
+    gpu_memory_utilization: float = Field(gt=0, le=1)
+    enforce_eager: bool = False
+    async_scheduling: bool = True
+    block_size: int = Field(default=16, ge=1)
+    engine_version: str = "0.26.0"
+
+
+class Layout(Frozen):
+    """A model on GPUs: what memory and step time depend on, before any traffic."""
+
+    weight_dtype: WeightDtype | None = None
+    """None: as the checkpoint is."""
+    kv_dtype: KvDtype = KvDtype.AUTO
+    parallelism: Parallelism = Parallelism()
+
+
+class MemoryBudget(Frozen):
+    """One GPU's memory, part by part; the parts add up to `total_bytes`.
+
+    `kv_cache_bytes` is negative where the model does not fit: its size is by how much.
+    """
+
+    total_bytes: int
+    outside_bytes: int
+    """The share `gpu_memory_utilization` leaves alone: CUDA context, NCCL buffers, other processes."""
+    weights_bytes: int
+    activation_bytes: int
+    cuda_graph_bytes: int
+    non_torch_bytes: int
+    kv_cache_bytes: int
+    kv_cache_tokens: int
+    """As vLLM logs it; 0 where the cache holds no request."""
+    kv_blocks: int
+    block_size: int
+    kv_bytes_per_token: float
+    """Growth of one sequence by one token within every window, summed over this rank's layers."""
+    max_concurrency: float
+    """Requests of `max_model_len` tokens that fit at once, as vLLM logs it."""
+    max_model_len: int
+    relative_error: float = 0.0
+    """Half-width of the 90 % interval on everything outside weights, as a share of it."""
+
+    @property
+    def requested_bytes(self) -> int:
+        """What the engine may use: total x gpu_memory_utilization."""
+        return self.total_bytes - self.outside_bytes
+
+    @property
+    def overhead_bytes(self) -> int:
+        """What neither weights nor KV cache take of the engine's share."""
+        return self.activation_bytes + self.cuda_graph_bytes + self.non_torch_bytes
+
+    @property
+    def fits(self) -> bool:
+        """True where at least one request of `max_model_len` tokens fits beside the weights."""
+        return self.kv_cache_bytes > 0 and self.max_concurrency >= 1.0
+
+    @property
+    def weights_gib(self) -> float:
+        """Weights of one rank in GiB."""
+        return bytes_to_gib(self.weights_bytes)

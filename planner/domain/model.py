@@ -1,0 +1,208 @@
+"""A model's architecture, normalised: what it takes to count its bytes and its operations."""
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from planner.domain.base import Frozen
+from planner.domain.dtypes import WeightDtype
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
+
+
+class QkNorm(StrEnum):
+    """Where queries and keys are normalised, if they are."""
+
+    NONE = "none"
+    PER_HEAD = "per_head"
+    """One weight of head_dim for queries and one for keys (Qwen3, Gemma 3)."""
+    ALL_HEADS = "all_heads"
+    """One weight over all heads' width (MiniMax M2, OLMo 2)."""
+
+
+class SoftmaxAttention(Frozen):
+    """Multi-head or grouped-query attention; full, sliding-window or chunked by its scope."""
+
+    kind: Literal["softmax"] = "softmax"
+    heads: Positive
+    kv_heads: Positive
+    head_dim: Positive
+    v_head_dim: Positive
+    window_tokens: int | None = None
+    """A query sees this many last tokens (sliding window)."""
+    chunk_tokens: int | None = None
+    """A query sees the tokens of its own chunk (Llama 4 chunked local attention)."""
+    qkv_bias: bool = False
+    output_bias: bool = False
+    qk_norm: QkNorm = QkNorm.NONE
+    output_gate: bool = False
+    """The query projection also makes a gate of the same width (Qwen3-Next, Qwen3.5)."""
+    sinks: bool = False
+    """One learned sink a head (gpt-oss)."""
+    keys_are_values: bool = False
+    """The checkpoint has no value projection; vLLM still computes and caches both (Gemma 4 full layers)."""
+
+
+class LatentAttention(Frozen):
+    """Multi-head latent attention (DeepSeek V2/V3, Kimi K2): one compressed KV vector a token on every rank."""
+
+    kind: Literal["mla"] = "mla"
+    heads: Positive
+    q_lora_rank: int | None
+    kv_lora_rank: Positive
+    qk_nope_head_dim: NonNegative
+    qk_rope_head_dim: NonNegative
+    v_head_dim: Positive
+    indexer_heads: NonNegative = 0
+    """Heads of the sparse-attention indexer (DeepSeek V3.2, GLM-5); 0 means dense attention."""
+    indexer_head_dim: NonNegative = 0
+    indexer_topk: NonNegative = 0
+
+
+class LinearAttention(Frozen):
+    """Gated delta net or a sibling: a constant state a sequence instead of a growing cache (Qwen3-Next, Qwen3.5)."""
+
+    kind: Literal["linear"] = "linear"
+    key_heads: Positive
+    value_heads: Positive
+    key_head_dim: Positive
+    value_head_dim: Positive
+    conv_kernel: Positive
+    state_bytes_per_value: Positive = 4
+
+
+class MambaMixer(Frozen):
+    """Mamba-2 mixer (Nemotron-H): a convolution state and an SSM state a sequence."""
+
+    kind: Literal["mamba"] = "mamba"
+    heads: Positive
+    head_dim: Positive
+    state_size: Positive
+    groups: Positive
+    conv_kernel: Positive
+    conv_bias: bool = True
+    projection_bias: bool = False
+    state_bytes_per_value: Positive = 4
+
+
+Attention = Annotated[
+    SoftmaxAttention | LatentAttention | LinearAttention | MambaMixer, Field(discriminator="kind")
+]
+
+
+class DenseFfn(Frozen):
+    """A feed-forward block that every token passes."""
+
+    kind: Literal["dense"] = "dense"
+    intermediate: Positive
+    gated: bool = True
+    """True: gate, up and down (SwiGLU); False: up and down."""
+    bias: bool = False
+
+
+class MoeFfn(Frozen):
+    """Routed experts, with or without experts that every token passes."""
+
+    kind: Literal["moe"] = "moe"
+    experts: Positive
+    experts_per_token: Positive
+    intermediate: Positive
+    """Of one expert."""
+    gated: bool = True
+    bias: bool = False
+    """Experts and router have biases (gpt-oss)."""
+    shared_intermediate: NonNegative = 0
+    """Of all shared experts together; 0 means none."""
+    shared_gate: bool = False
+    """A sigmoid gate on the shared expert (Qwen2-MoE, Qwen3-Next)."""
+    correction_bias: bool = False
+    """One fp32 routing bias an expert (DeepSeek V3)."""
+    router_fp32: bool = False
+    latent: int | None = None
+    """Width of the experts' input where tokens are first projected down (Nemotron 3 Super); None: hidden."""
+    parallel_dense: DenseFfn | None = None
+    """A dense block beside the experts in the same layer (Gemma 4)."""
+
+
+Ffn = Annotated[DenseFfn | MoeFfn, Field(discriminator="kind")]
+
+
+class Layer(Frozen):
+    """One decoder layer; hybrids may have only a mixer or only a feed-forward block in it."""
+
+    attention: Attention | None
+    ffn: Ffn | None
+    norms: NonNegative = 2
+    """RMS or layer norms over the hidden width."""
+    norm_bias: bool = False
+    scalars: NonNegative = 0
+    """Single learned numbers (layer scale, per-layer gates)."""
+
+
+class Quantization(Frozen):
+    """How a checkpoint, or a user's wish, stores the linear layers."""
+
+    dtype: WeightDtype
+    group_size: int | None = None
+    """Weights that share one scale along the input dimension; None: one scale a channel or tensor."""
+    per_tensor_scale: bool = False
+    zero_points: bool = False
+    dynamic_activations: bool = True
+    ignored: tuple[str, ...] = ()
+    """Module names, globs or `re:` patterns left in the model's own dtype."""
+    only: tuple[str, ...] = ()
+    """If not empty, only modules whose name contains one of these are quantised (gpt-oss: experts)."""
+    overrides: tuple[tuple[str, "Quantization"], ...] = ()
+    """Mixed checkpoints: (module pattern, how it is stored), first match wins."""
+    kv_fp8: bool = False
+    """The checkpoint asks for an fp8 KV cache."""
+
+
+class VisionTower(Frozen):
+    """The encoder of a multimodal checkpoint, as far as memory is concerned."""
+
+    parameters: NonNegative
+    """Parameters in the model's dtype, on every rank or split as `sharded` says."""
+    sharded: bool = True
+
+
+class Model(Frozen):
+    """A decoder-only language model, as its config.json describes it."""
+
+    name: str
+    architecture: str
+    """The class vLLM would load: `architectures[0]` of the config."""
+    hidden: Positive
+    vocab: Positive
+    tied_embeddings: bool
+    max_position: Positive
+    activation_dtype: WeightDtype
+    """bf16 or fp16 (or fp32 loaded as bf16): the dtype of everything that is not quantised."""
+    layer_kinds: tuple[Layer, ...] = Field(min_length=1)
+    layer_pattern: tuple[NonNegative, ...] = Field(min_length=1)
+    """For each layer in order, its index into `layer_kinds`."""
+    final_norm: bool = True
+    norm_bias: bool = False
+    lm_head_bias: bool = False
+    position_embeddings: NonNegative = 0
+    """Rows of a learned position table (GPT-2 family); 0 with rotary positions."""
+    quantization: Quantization | None = None
+    vision: VisionTower | None = None
+    source: str = ""
+
+    @property
+    def layers(self) -> int:
+        """Number of decoder layers."""
+        return len(self.layer_pattern)
+
+    def layer_counts(self, first: int = 0, last: int | None = None) -> tuple[tuple[Layer, int], ...]:
+        """Distinct layers with how often each occurs in `[first, last)`."""
+        part = self.layer_pattern[first:last]
+        return tuple((kind, part.count(i)) for i, kind in enumerate(self.layer_kinds) if i in part)
+
+    @property
+    def has_moe(self) -> bool:
+        """True where any layer routes tokens to experts."""
+        return any(isinstance(kind.ffn, MoeFfn) for kind in self.layer_kinds)

@@ -1,0 +1,54 @@
+"""Traffic and the latency promised."""
+
+from pydantic import Field, model_validator
+
+from planner.domain.base import Frozen
+
+
+class Workload(Frozen):
+    """What users send. Exactly one of `requests_per_s` (open loop) and `concurrency` (closed loop) is set."""
+
+    input_tokens: float = Field(ge=1, le=10_000_000)
+    """Mean prompt length."""
+    output_tokens: float = Field(ge=1, le=10_000_000)
+    """Mean answer length."""
+    length_low_ratio: float = Field(default=1.0, gt=0, le=1)
+    """Lengths are uniform in [r L, L] around the given L; 1 means fixed."""
+    prefix_hit_ratio: float = Field(default=0.0, ge=0, lt=1)
+    """Share of prompt tokens found in the prefix cache."""
+    requests_per_s: float | None = Field(default=None, gt=0, le=1e7)
+    arrival_cv: float = Field(default=1.0, ge=0, le=20)
+    """Coefficient of variation of the gaps between requests: 0 constant, 1 Poisson, above bursty."""
+    concurrency: int | None = Field(default=None, ge=1, le=1_000_000)
+    num_requests: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _one_kind_of_load(self) -> "Workload":
+        if (self.requests_per_s is None) == (self.concurrency is None):
+            raise ValueError("give either requests_per_s (open loop) or concurrency (closed loop), not both")
+        return self
+
+
+class Slo(Frozen):
+    """The latency promised; None leaves a figure free."""
+
+    ttft_p95_s: float | None = Field(default=None, gt=0)
+    tpot_p95_s: float | None = Field(default=None, gt=0)
+
+
+class Preset(Frozen):
+    """A named, typical workload with the latency its users expect."""
+
+    name: str
+    title: str
+    description: str
+    input_tokens: float = Field(ge=1)
+    output_tokens: float = Field(ge=1)
+    length_low_ratio: float = Field(default=1.0, gt=0, le=1)
+    prefix_hit_ratio: float = Field(default=0.0, ge=0, lt=1)
+    arrival_cv: float = Field(default=1.0, ge=0)
+    requests_per_s: float = Field(gt=0)
+    ttft_p95_ms: float | None = Field(default=None, gt=0)
+    tpot_p95_ms: float | None = Field(default=None, gt=0)
+    source: str
+    as_of: str

@@ -1,0 +1,1 @@
+"""Decisions: legal candidates, their evaluation, the ranking and the reasons of the rejected."""
