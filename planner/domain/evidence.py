@@ -36,3 +36,37 @@ class Estimate(Frozen):
         if not self.low <= self.value <= self.high:
             raise ValueError(f"an estimate needs low <= value <= high, got {self.low} {self.value} {self.high}")
         return self
+
+
+class ErrorBand(Frozen):
+    """How far predictions of one basis were from measured runs that were not fitted."""
+
+    basis: Basis
+    tpot_median_error_ratio: float = Field(ge=0)
+    """Median of |predicted / measured - 1|."""
+    ttft_median_error_ratio: float = Field(ge=0)
+    tpot_factor_low: float = Field(gt=0)
+    """measured / predicted lies in [low, high] for 90 % of runs."""
+    tpot_factor_high: float = Field(gt=0)
+    ttft_factor_low: float = Field(gt=0)
+    ttft_factor_high: float = Field(gt=0)
+    runs: int = Field(ge=1)
+    note: str
+    """Which runs, predicted how."""
+
+
+class Accuracy(Frozen):
+    """What is known of the errors, by basis; made by `fit errors` from measured runs."""
+
+    source: str
+    fitted_on: str
+    bands: tuple[ErrorBand, ...]
+
+    def band(self, basis: Basis) -> ErrorBand | None:
+        """The band of a basis, or of the nearest worse one that was tested; None where nothing was."""
+        order = list(Basis)
+        known = {band.basis: band for band in self.bands}
+        for candidate in order[order.index(basis) :]:
+            if candidate in known:
+                return known[candidate]
+        return self.bands[-1] if self.bands else None

@@ -36,7 +36,8 @@ class Gpu(Frozen):
     """GPU-to-GPU fabric (NVLink, Infinity Fabric), both directions together; 0 means PCIe only."""
     pcie_bytes_per_s: float = Field(ge=0)
     """Both directions together."""
-    power_w: float = Field(gt=0)
+    power_w: float | None = Field(default=None, gt=0)
+    """Board power limit; None where the maker publishes none (TPU)."""
     sm_count: int | None = None
     vllm_backend: str = ""
     """`cuda` or `rocm` where this planner models vLLM's kernels; empty where it does not (TPU, Gaudi)."""
@@ -74,6 +75,8 @@ class Instance(Frozen):
     network_gbps: float | None = None
     source: str
     as_of: str
+    notes: str = ""
+    """What a buyer should know of the shape (retired series, sold as spot only, a slice of a rack)."""
 
 
 class Purchase(StrEnum):

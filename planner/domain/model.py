@@ -12,6 +12,33 @@ Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 
 
+class GemmRole(StrEnum):
+    """What a matrix product of a layer is for; also names the module whose weights it reads."""
+
+    QKV = "qkv"
+    ATTENTION_OUT = "attention_out"
+    MLA_DOWN = "mla_down"
+    """Hidden to the query and KV latents, fused where queries have a latent; whole on every rank."""
+    MLA_Q_UP = "mla_q_up"
+    MLA_KV_UP = "mla_kv_up"
+    INDEXER = "indexer"
+    LINEAR_IN = "linear_in"
+    LINEAR_GATES = "linear_gates"
+    """Hidden to the decay and write strength of each value head."""
+    LINEAR_OUT = "linear_out"
+    MAMBA_IN = "mamba_in"
+    MAMBA_OUT = "mamba_out"
+    GATE_UP = "gate_up"
+    DOWN = "down"
+    SHARED_GATE_UP = "shared_gate_up"
+    SHARED_DOWN = "shared_down"
+    ROUTER = "router"
+    LATENT_IN = "latent_in"
+    LATENT_OUT = "latent_out"
+    EXPERTS = "experts"
+    HEAD = "head"
+
+
 class QkNorm(StrEnum):
     """Where queries and keys are normalised, if they are."""
 
@@ -19,7 +46,9 @@ class QkNorm(StrEnum):
     PER_HEAD = "per_head"
     """One weight of head_dim for queries and one for keys (Qwen3, Gemma 3)."""
     ALL_HEADS = "all_heads"
-    """One weight over all heads' width (MiniMax M2, OLMo 2)."""
+    """One weight over all heads' width, whole on every rank (OLMo 2)."""
+    ALL_HEADS_SPLIT = "all_heads_split"
+    """One weight over all heads' width, split with the heads (MiniMax M2, Cohere)."""
 
 
 class SoftmaxAttention(Frozen):
@@ -56,9 +85,10 @@ class LatentAttention(Frozen):
     qk_rope_head_dim: NonNegative
     v_head_dim: Positive
     indexer_heads: NonNegative = 0
-    """Heads of the sparse-attention indexer (DeepSeek V3.2, GLM-5); 0 means dense attention."""
+    """Heads of this layer's own sparse-attention indexer (DeepSeek V3.2, GLM-5); 0 means it has none."""
     indexer_head_dim: NonNegative = 0
     indexer_topk: NonNegative = 0
+    """Tokens a query attends to; set without heads where a layer reuses an earlier layer's choice (GLM-5.2)."""
 
 
 class LinearAttention(Frozen):
@@ -85,6 +115,10 @@ class MambaMixer(Frozen):
     conv_bias: bool = True
     projection_bias: bool = False
     state_bytes_per_value: Positive = 4
+
+    def groups_on_rank(self, tp: int) -> int:
+        """B/C groups one of `tp` ranks holds; a single group is repeated on every rank."""
+        return max(1, self.groups // tp)
 
 
 Attention = Annotated[
@@ -129,6 +163,21 @@ class MoeFfn(Frozen):
 Ffn = Annotated[DenseFfn | MoeFfn, Field(discriminator="kind")]
 
 
+class Quantization(Frozen):
+    """How a linear layer's weights are stored when not in the model's own dtype."""
+
+    dtype: WeightDtype
+    group_size: int | None = None
+    """Weights that share one scale along the input dimension; None: one scale a channel or tensor."""
+    per_tensor_scale: bool = False
+    """One scale a tensor instead of one an output channel."""
+    zero_points: bool = False
+    dynamic_activations: bool = True
+    """False: the checkpoint holds one activation scale a tensor."""
+    kv_fp8: bool = False
+    """The checkpoint asks for an fp8 KV cache."""
+
+
 class Layer(Frozen):
     """One decoder layer; hybrids may have only a mixer or only a feed-forward block in it."""
 
@@ -138,26 +187,13 @@ class Layer(Frozen):
     """RMS or layer norms over the hidden width."""
     norm_bias: bool = False
     scalars: NonNegative = 0
-    """Single learned numbers (layer scale, per-layer gates)."""
+    """Learned numbers outside projections and norms (layer scale, router scale), whole on every rank."""
+    quantized: tuple[tuple[GemmRole, Quantization], ...] = ()
+    """How each quantised module is stored; the others are in the model's own dtype."""
 
-
-class Quantization(Frozen):
-    """How a checkpoint, or a user's wish, stores the linear layers."""
-
-    dtype: WeightDtype
-    group_size: int | None = None
-    """Weights that share one scale along the input dimension; None: one scale a channel or tensor."""
-    per_tensor_scale: bool = False
-    zero_points: bool = False
-    dynamic_activations: bool = True
-    ignored: tuple[str, ...] = ()
-    """Module names, globs or `re:` patterns left in the model's own dtype."""
-    only: tuple[str, ...] = ()
-    """If not empty, only modules whose name contains one of these are quantised (gpt-oss: experts)."""
-    overrides: tuple[tuple[str, "Quantization"], ...] = ()
-    """Mixed checkpoints: (module pattern, how it is stored), first match wins."""
-    kv_fp8: bool = False
-    """The checkpoint asks for an fp8 KV cache."""
+    def stored(self, role: GemmRole) -> Quantization | None:
+        """How the weights of `role` are stored; None: in the model's own dtype."""
+        return next((how for module, how in self.quantized if module is role), None)
 
 
 class VisionTower(Frozen):
@@ -189,8 +225,13 @@ class Model(Frozen):
     position_embeddings: NonNegative = 0
     """Rows of a learned position table (GPT-2 family); 0 with rotary positions."""
     quantization: Quantization | None = None
+    """What most of the weights are stored as; `Layer.quantized` says it module by module."""
+    head_quantization: Quantization | None = None
     vision: VisionTower | None = None
     source: str = ""
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.source, self.architecture, self.quantization, len(self.layer_pattern)))
 
     @property
     def layers(self) -> int:

@@ -29,6 +29,24 @@ def gib_to_bytes(size_gib: float) -> int:
     return round(size_gib * GIB_BYTES)
 
 
+def gb_to_bytes(size_gb: float) -> float:
+    """GB (10^9) to bytes; GB/s to bytes/s alike.
+
+    >>> gb_to_bytes(3350)
+    3350000000000.0
+    """
+    return size_gb * float(GB_BYTES)
+
+
+def tflop_to_flop(tflop: float) -> float:
+    """TFLOP (10^12) to FLOP; TFLOP/s to FLOP/s alike.
+
+    >>> tflop_to_flop(989.4)
+    989400000000000.0
+    """
+    return tflop * TERA
+
+
 def seconds_to_ms(time_s: float) -> float:
     """Seconds to milliseconds."""
     return time_s * 1e3

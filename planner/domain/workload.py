@@ -9,11 +9,11 @@ class Workload(Frozen):
     """What users send. Exactly one of `requests_per_s` (open loop) and `concurrency` (closed loop) is set."""
 
     input_tokens: float = Field(ge=1, le=10_000_000)
-    """Mean prompt length."""
+    """Prompt length L, prefix-cache hits included."""
     output_tokens: float = Field(ge=1, le=10_000_000)
-    """Mean answer length."""
+    """Answer length L."""
     length_low_ratio: float = Field(default=1.0, gt=0, le=1)
-    """Lengths are uniform in [r L, L] around the given L; 1 means fixed."""
+    """Lengths are uniform in [r L, L]; 1 means that L is the length, or its mean."""
     prefix_hit_ratio: float = Field(default=0.0, ge=0, lt=1)
     """Share of prompt tokens found in the prefix cache."""
     requests_per_s: float | None = Field(default=None, gt=0, le=1e7)
@@ -27,6 +27,16 @@ class Workload(Frozen):
         if (self.requests_per_s is None) == (self.concurrency is None):
             raise ValueError("give either requests_per_s (open loop) or concurrency (closed loop), not both")
         return self
+
+    @property
+    def mean_input_tokens(self) -> float:
+        """Mean prompt length."""
+        return self.input_tokens * (1.0 + self.length_low_ratio) / 2.0
+
+    @property
+    def mean_output_tokens(self) -> float:
+        """Mean answer length."""
+        return self.output_tokens * (1.0 + self.length_low_ratio) / 2.0
 
 
 class Slo(Frozen):

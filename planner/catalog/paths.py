@@ -1,0 +1,58 @@
+"""Where facts, shipped coefficients and the user's own coefficients lie, in a checkout and in a wheel."""
+
+import os
+import sys
+from pathlib import Path
+
+APPLICATION = "llm-serving-planner"
+PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def _root(package: Path = PACKAGE) -> Path:
+    """What holds `data/`, `calibration/` and `app.py`: a folder of the wheel's package, else the checkout."""
+    bundled = package / "_bundled"
+    return bundled if bundled.is_dir() else package.parent
+
+
+def _is_checkout(package: Path = PACKAGE) -> bool:
+    return not (package / "_bundled").is_dir() and (package.parent / "pyproject.toml").is_file()
+
+
+def data_dir() -> Path:
+    """Folder of the committed facts (`gpus.csv`, `instances.csv`, `prices.csv`, `models/`, `presets/`)."""
+    return _root() / "data"
+
+
+def shipped_calibration_dir() -> Path:
+    """Folder of the coefficients that come with the program."""
+    return _root() / "calibration"
+
+
+def user_calibration_dir() -> Path:
+    """Folder of the user's own coefficients, by the platform's convention; it need not exist.
+
+    `XDG_DATA_HOME` (XDG base directory specification) wins where it is an absolute path; else
+    `LOCALAPPDATA` on Windows, `~/Library/Application Support` on macOS, `~/.local/share` elsewhere.
+    """
+    return _user_data_home() / APPLICATION / "calibration"
+
+
+def default_calibration_dir() -> Path:
+    """Where a fit is written unless told otherwise: the checkout's `calibration/`, else the user's folder."""
+    return shipped_calibration_dir() if _is_checkout() else user_calibration_dir()
+
+
+def app_path() -> Path:
+    """The Streamlit entry script."""
+    return _root() / "app.py"
+
+
+def _user_data_home() -> Path:
+    xdg = Path(os.environ.get("XDG_DATA_HOME", ""))
+    if xdg.is_absolute():
+        return xdg
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support"
+    return Path.home() / ".local" / "share"

@@ -1,0 +1,195 @@
+"""What `vllm serve` does where no flag says otherwise, by GPU memory and engine version.
+
+Every rule was read in the source of the releases 0.11.0 to 0.32.0; a release between two that were read
+follows the older one.
+"""
+
+import re
+from functools import lru_cache
+from typing import NamedTuple
+
+from planner.domain.base import Frozen, InputError
+from planner.domain.hardware import Gpu
+from planner.domain.units import GIB_BYTES
+
+NEWEST_TESTED_VERSION = "0.32.0"
+OLDEST_VERSION = "0.8.0"
+DEFAULT_BLOCK_SIZE_TOKENS = 16
+LARGE_MEMORY_BYTES = 70 * GIB_BYTES
+VERY_LARGE_MEMORY_BYTES = 160 * GIB_BYTES
+CAPTURE_CEILING_TOKENS = 512
+WIDE_CAPTURE_CEILING_TOKENS = 1024
+WIDE_CAPTURE_ARCHITECTURES = ("GptOssForCausalLM",)
+"""vllm/model_executor/models/config.py captures twice as far for these, whatever `max_num_seqs` is."""
+
+
+class EngineVersion(NamedTuple):
+    """A vLLM release; compares in release order."""
+
+    major: int
+    minor: int
+    patch: int
+
+    def __str__(self) -> str:
+        return f"{self.major}.{self.minor}.{self.patch}"
+
+
+class EngineRules(NamedTuple):
+    """The rules of one release that change memory or its report."""
+
+    version: EngineVersion
+    gpu_memory_utilization: float
+    async_scheduling: bool
+    charges_cuda_graphs: bool
+    """The estimated CUDA-graph memory comes off the KV cache (VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS)."""
+    chunked_local_hybrid: bool
+    """Chunked-local layers keep only their chunk; before, they were cached like full attention."""
+    group_ratio: float
+    """KV groups take the larger of two layer counts as their size where the two are within this ratio."""
+    reserves_in_flight_batches: bool
+    """A windowed layer reserves room for every batch in flight, not for one."""
+    mamba_prefix_caching: bool
+    """Prefix caching is on for hybrids, so a request holds two states instead of one."""
+    logs_concurrency_tokens: bool
+    """Logged tokens are concurrency x max_model_len; before, blocks per group x block size."""
+    very_large_gpu_row: bool
+    """GPUs from 160 GiB batch 16384 tokens, and sm100 captures graphs up to 1024."""
+    captures_batched_tokens: bool
+    """A `max_num_batched_tokens` within the ceiling is captured itself, off the grid."""
+    captures_max_num_seqs: bool
+    """So is `max_num_seqs`."""
+    coarse_capture_grid: bool
+    """Above 256 every 16th size is captured; before, every 8th."""
+
+
+class CaptureLimit(NamedTuple):
+    """How far CUDA graphs are captured."""
+
+    ceiling_tokens: int
+    follows_max_num_seqs: bool = True
+    """Nothing beyond twice `max_num_seqs` is captured."""
+
+
+DEFAULT_CAPTURE_LIMIT = CaptureLimit(CAPTURE_CEILING_TOKENS)
+
+
+class ServerDefaults(Frozen):
+    """The flags `vllm serve` chooses by itself."""
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    gpu_memory_utilization: float
+    block_size: int
+    async_scheduling: bool
+
+
+def parse_version(engine_version: str) -> EngineVersion:
+    """The release a version string names; empty means the newest tested.
+
+    >>> str(parse_version("v0.11")), str(parse_version("0.26.0rc1")), str(parse_version(""))
+    ('0.11.0', '0.26.0', '0.32.0')
+
+    Raises:
+        InputError: not a version, or older than the V1 engine this planner models.
+    """
+    text = engine_version.strip() or NEWEST_TESTED_VERSION
+    match = re.match(r"[vV]?(\d{1,4})\.(\d{1,4})(?:\.(\d{1,4}))?(?![\d])", text)
+    if match is None:
+        raise InputError(f"engine_version {engine_version!r} is not a vLLM version such as {NEWEST_TESTED_VERSION}")
+    version = EngineVersion(int(match[1]), int(match[2]), int(match[3] or 0))
+    if str(version) != OLDEST_VERSION and version < EngineVersion(*map(int, OLDEST_VERSION.split("."))):
+        raise InputError(f"engine_version {engine_version!r} is older than vLLM {OLDEST_VERSION}, the first modelled")
+    return version
+
+
+@lru_cache(maxsize=256)
+def engine_rules(engine_version: str = "") -> EngineRules:
+    """The rules of a release; a newer one than was tested follows the newest tested.
+
+    Sources: vllm/config/{cache,scheduler,vllm}.py, vllm/envs.py, vllm/engine/arg_utils.py,
+    vllm/v1/core/kv_cache_utils.py and vllm/v1/kv_cache_interface.py of each release.
+
+    >>> engine_rules("0.19.1").gpu_memory_utilization, engine_rules("0.20.0").gpu_memory_utilization
+    (0.9, 0.92)
+    """
+    version = parse_version(engine_version)
+
+    def since(minor: int) -> bool:
+        return version >= EngineVersion(0, minor, 0)
+
+    return EngineRules(
+        version=version,
+        gpu_memory_utilization=0.92 if since(20) else 0.9,
+        async_scheduling=since(14),
+        charges_cuda_graphs=since(20),
+        chunked_local_hybrid=since(14),
+        group_ratio=1.5 if since(18) else 1.25 if since(12) else 1.0,
+        reserves_in_flight_batches=since(26),
+        mamba_prefix_caching=since(26),
+        logs_concurrency_tokens=since(21),
+        very_large_gpu_row=since(28),
+        captures_batched_tokens=since(21),
+        captures_max_num_seqs=since(31),
+        coarse_capture_grid=since(12),
+    )
+
+
+def server_defaults(gpu: Gpu, engine_version: str = "") -> ServerDefaults:
+    """Flags chosen by the OpenAI server on this GPU (vllm/engine/arg_utils.py, get_batch_defaults).
+
+    From 70 GiB of reported memory (A100 excepted) 8192 tokens and 1024 sequences a step, from 160 GiB
+    16384 tokens since 0.28, else 2048 and 256.
+    """
+    rules = engine_rules(engine_version)
+    if rules.very_large_gpu_row and gpu.memory_bytes >= VERY_LARGE_MEMORY_BYTES:
+        tokens, seqs = 16384, 1024
+    elif gpu.memory_bytes >= LARGE_MEMORY_BYTES and "a100" not in gpu.name.lower():
+        tokens, seqs = 8192, 1024
+    else:
+        tokens, seqs = 2048, 256
+    return ServerDefaults(
+        max_num_seqs=seqs,
+        max_num_batched_tokens=tokens,
+        gpu_memory_utilization=rules.gpu_memory_utilization,
+        block_size=DEFAULT_BLOCK_SIZE_TOKENS,
+        async_scheduling=rules.async_scheduling,
+    )
+
+
+def capture_limit(gpu: Gpu, architecture: str = "", engine_version: str = "") -> CaptureLimit:
+    """How far CUDA graphs are captured for a model on a GPU."""
+    if architecture in WIDE_CAPTURE_ARCHITECTURES:
+        return CaptureLimit(WIDE_CAPTURE_CEILING_TOKENS, follows_max_num_seqs=False)
+    datacenter_blackwell = gpu.compute_capability.startswith("10.")
+    if datacenter_blackwell and engine_rules(engine_version).very_large_gpu_row:
+        return CaptureLimit(WIDE_CAPTURE_CEILING_TOKENS)
+    return DEFAULT_CAPTURE_LIMIT
+
+
+@lru_cache(maxsize=4096)
+def capture_sizes(
+    max_num_seqs: int,
+    max_num_batched_tokens: int,
+    *,
+    limit: CaptureLimit = DEFAULT_CAPTURE_LIMIT,
+    engine_version: str = "",
+) -> tuple[int, ...]:
+    """Step sizes captured as CUDA graphs, ascending [tokens]; a smaller step is padded up to the next one.
+
+    1, 2, 4, then every 8 below 256, then every 16, up to twice `max_num_seqs`, the limit and
+    `max_num_batched_tokens` (vllm/config/vllm.py, _set_cudagraph_sizes).
+
+    >>> len(capture_sizes(1024, 8192)), capture_sizes(5, 2048)
+    (51, (1, 2, 4, 5, 8))
+    """
+    rules = engine_rules(engine_version)
+    wanted = min(limit.ceiling_tokens, 2 * max_num_seqs) if limit.follows_max_num_seqs else limit.ceiling_tokens
+    largest = min(wanted, max_num_batched_tokens)
+    sizes = {size for size in (1, 2, 4) if size <= largest}
+    sizes |= set(range(8, min(largest + 1, 256), 8))
+    sizes |= set(range(256, largest + 1, 16 if rules.coarse_capture_grid else 8))
+    if rules.captures_batched_tokens and max_num_batched_tokens <= largest:
+        sizes.add(max_num_batched_tokens)
+    if rules.captures_max_num_seqs and limit.follows_max_num_seqs and max_num_seqs <= largest:
+        sizes.add(max_num_seqs)
+    return tuple(sorted(sizes))

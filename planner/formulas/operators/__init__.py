@@ -1,0 +1,57 @@
+"""Time of one kernel: datasheet rates times fitted efficiencies, plus what a launch costs.
+
+Every form is a pure function of shapes and an `GpuOperators`; arrays of token counts in, arrays of seconds out.
+"""
+
+from planner.formulas.operators.attention import (
+    AttentionShape,
+    ContextAttention,
+    DecodeAttention,
+    LatentShape,
+    LinearShape,
+    context_attention,
+    decode_attention,
+    linear_attention_context,
+    linear_attention_decode,
+    mla_context,
+    mla_decode,
+)
+from planner.formulas.operators.coefficients import (
+    Evidence,
+    FloatArray,
+    GpuOperators,
+    OperatorCoefficients,
+    Origin,
+    peak_flop_per_s,
+    transfer,
+)
+from planner.formulas.operators.collectives import all_reduce_s, send_recv_s
+from planner.formulas.operators.gemm import elementwise_s, gemm_s
+from planner.formulas.operators.moe import MoeShape, moe_s
+
+__all__ = [
+    "AttentionShape",
+    "ContextAttention",
+    "DecodeAttention",
+    "Evidence",
+    "FloatArray",
+    "GpuOperators",
+    "LatentShape",
+    "LinearShape",
+    "MoeShape",
+    "OperatorCoefficients",
+    "Origin",
+    "all_reduce_s",
+    "context_attention",
+    "decode_attention",
+    "elementwise_s",
+    "gemm_s",
+    "linear_attention_context",
+    "linear_attention_decode",
+    "mla_context",
+    "mla_decode",
+    "moe_s",
+    "peak_flop_per_s",
+    "send_recv_s",
+    "transfer",
+]

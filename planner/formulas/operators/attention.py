@@ -1,0 +1,194 @@
+"""Time of attention kernels: softmax, latent and linear, for decoding and for prompts."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from planner.domain.dtypes import ComputeDtype
+from planner.formulas.operators.coefficients import FloatArray, GpuOperators, peak_flop_per_s
+
+ACTIVATION_BYTES = 2.0
+
+
+class DecodeAttention(NamedTuple):
+    """Decode time of one layer: constant_s + batch (per_sequence_s + context_tokens per_context_token_s)."""
+
+    constant_s: float
+    per_sequence_s: float
+    per_context_token_s: float
+
+    def time_s(self, batch: FloatArray, context_tokens: FloatArray) -> FloatArray:
+        """Seconds for `batch` sequences [G] of `context_tokens` each [G] (clip to the window where there is one)."""
+        return self.constant_s + batch * (self.per_sequence_s + context_tokens * self.per_context_token_s)
+
+
+class ContextAttention(NamedTuple):
+    """Prompt time of one layer, linear in query-key pairs and in tokens read or written."""
+
+    constant_s: float
+    per_pair_s: float
+    per_query_token_s: float
+    per_past_token_s: float
+    window_tokens: int | None
+
+    def pairs(self, query_tokens: FloatArray, past_tokens: FloatArray) -> FloatArray:
+        """Query-key pairs [G]: q x past + q^2 / 2, each query seeing at most its window."""
+        if self.window_tokens is None:
+            return query_tokens * (past_tokens + 0.5 * query_tokens)
+        growing = np.minimum(np.maximum(self.window_tokens - past_tokens, 0.0), query_tokens)
+        return growing * (past_tokens + 0.5 * growing) + (query_tokens - growing) * self.window_tokens
+
+    def time_s(self, query_tokens: FloatArray, past_tokens: FloatArray) -> FloatArray:
+        """Seconds for one sequence's chunk of `query_tokens` after `past_tokens` [G]; 0 where there is no query."""
+        read = past_tokens if self.window_tokens is None else np.minimum(past_tokens, self.window_tokens)
+        work_s = (
+            self.pairs(query_tokens, past_tokens) * self.per_pair_s
+            + query_tokens * self.per_query_token_s
+            + read * self.per_past_token_s
+            + self.constant_s
+        )
+        return np.where(query_tokens > 0, work_s, 0.0)
+
+
+class AttentionShape(NamedTuple):
+    """Softmax attention of one layer as one rank holds it."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    v_head_dim: int
+    kv_bytes: int
+    """Of one cached value: 2 or 1."""
+    window_tokens: int | None = None
+
+
+def decode_attention(shape: AttentionShape, ops: GpuOperators) -> DecodeAttention:
+    """Decode time of one layer: KV bytes / (BW e) + c + batch (kv_heads tau_kv + heads tau_q)."""
+    fit = ops.coefficients.decode_attention[shape.kv_bytes]
+    token_bytes = shape.kv_heads * (shape.head_dim + shape.v_head_dim) * shape.kv_bytes
+    return DecodeAttention(
+        constant_s=fit.constant_s,
+        per_sequence_s=shape.kv_heads * fit.per_kv_head_s + shape.heads * fit.per_query_head_s,
+        per_context_token_s=token_bytes / (ops.gpu.memory_bandwidth_bytes_per_s * fit.byte_efficiency),
+    )
+
+
+def context_attention(shape: AttentionShape, ops: GpuOperators) -> ContextAttention:
+    """Prompt time of one layer: F / (P e_f) + B / (BW e_b) + c; F = 2 pairs x heads x (head_dim + v_head_dim).
+
+    Computed in 16 bit whatever the cache holds. B is Q, K, V and the output of the chunk, and the past's K and V.
+    """
+    fit = ops.coefficients.context_attention[shape.kv_bytes]
+    flop_per_s = peak_flop_per_s(ops.gpu, ComputeDtype.BF16) * fit.flop_efficiency
+    bytes_per_s = ops.gpu.memory_bandwidth_bytes_per_s * fit.byte_efficiency
+    width = shape.head_dim + shape.v_head_dim
+    kv_token_bytes = shape.kv_heads * width * shape.kv_bytes
+    return ContextAttention(
+        constant_s=fit.constant_s,
+        per_pair_s=2.0 * shape.heads * width / flop_per_s,
+        per_query_token_s=(shape.heads * width * ACTIVATION_BYTES + kv_token_bytes) / bytes_per_s,
+        per_past_token_s=kv_token_bytes / bytes_per_s,
+        window_tokens=shape.window_tokens,
+    )
+
+
+class LatentShape(NamedTuple):
+    """Multi-head latent attention of one layer as one rank holds it."""
+
+    heads: int
+    kv_lora_rank: int
+    qk_nope_head_dim: int
+    qk_rope_head_dim: int
+    v_head_dim: int
+    kv_bytes: int
+
+    @property
+    def latent(self) -> int:
+        """Width of what is cached for one token: compressed KV and rotary key."""
+        return self.kv_lora_rank + self.qk_rope_head_dim
+
+
+def mla_decode(shape: LatentShape, ops: GpuOperators) -> DecodeAttention:
+    """Decode time of one MLA layer without its projections: two absorbed batched matmuls and the latent cache.
+
+    A context token costs the longer of its bytes (read once, whatever the heads) and 2 heads (latent + rank) FLOP.
+    """
+    fit = ops.coefficients.mla
+    flop_per_s = peak_flop_per_s(ops.gpu, ComputeDtype.BF16)
+    bytes_per_s = ops.gpu.memory_bandwidth_bytes_per_s
+    absorbed = shape.heads * shape.kv_lora_rank * (shape.qk_nope_head_dim + shape.v_head_dim)
+    token_flop_s = 2.0 * shape.heads * (shape.latent + shape.kv_lora_rank) / flop_per_s
+    token_byte_s = shape.latent * shape.kv_bytes / bytes_per_s
+    return DecodeAttention(
+        constant_s=(
+            fit.decode_constant_s
+            + 2.0 * fit.bmm_constant_s
+            + absorbed * ACTIVATION_BYTES / (bytes_per_s * fit.bmm_byte_efficiency)
+        ),
+        per_sequence_s=2.0 * absorbed / (flop_per_s * fit.bmm_flop_efficiency),
+        per_context_token_s=max(
+            token_flop_s / fit.decode_flop_efficiency, token_byte_s / fit.decode_byte_efficiency
+        ),
+    )
+
+
+def mla_context(shape: LatentShape, ops: GpuOperators) -> ContextAttention:
+    """Prompt time of one MLA layer without its projections, the kv_b expansion of new and past tokens included.
+
+    vLLM expands the latent cache through kv_b_proj and attends in the full head size; chunks expand their past again.
+    """
+    fit = ops.coefficients.mla
+    flop_per_s = peak_flop_per_s(ops.gpu, ComputeDtype.BF16) * fit.context_flop_efficiency
+    query_width = shape.qk_nope_head_dim + shape.qk_rope_head_dim
+    expand_s = 2.0 * shape.kv_lora_rank * shape.heads * (shape.qk_nope_head_dim + shape.v_head_dim) / flop_per_s
+    return ContextAttention(
+        constant_s=fit.context_constant_s,
+        per_pair_s=2.0 * shape.heads * (query_width + shape.v_head_dim) / flop_per_s,
+        per_query_token_s=expand_s,
+        per_past_token_s=expand_s,
+        window_tokens=None,
+    )
+
+
+class LinearShape(NamedTuple):
+    """A gated delta net or Mamba mixer of one layer as one rank holds it."""
+
+    heads: int
+    """Heads that carry a state (value heads)."""
+    key_dim: int
+    """Rows of one head's state: key head size, or Mamba's state size."""
+    value_dim: int
+    """Columns of one head's state."""
+    conv_channels: int
+    conv_kernel: int
+    state_bytes: int
+    """Of one state value."""
+
+
+def linear_attention_decode(shape: LinearShape, ops: GpuOperators) -> DecodeAttention:
+    """Decode time of one linear layer without its projections: every state read and written once."""
+    fit = ops.coefficients.linear_attention
+    state_bytes = shape.heads * shape.key_dim * shape.value_dim * shape.state_bytes
+    conv_bytes = shape.conv_channels * shape.conv_kernel * ACTIVATION_BYTES
+    bytes_per_s = ops.gpu.memory_bandwidth_bytes_per_s * fit.decode_byte_efficiency
+    return DecodeAttention(
+        constant_s=fit.decode_constant_s,
+        per_sequence_s=2.0 * (state_bytes + conv_bytes) / bytes_per_s,
+        per_context_token_s=0.0,
+    )
+
+
+def linear_attention_context(shape: LinearShape, ops: GpuOperators) -> ContextAttention:
+    """Prompt time of one linear layer without its projections: chunked scan, linear in tokens."""
+    fit = ops.coefficients.linear_attention
+    flop_per_s = peak_flop_per_s(ops.gpu, ComputeDtype.BF16) * fit.context_flop_efficiency
+    bytes_per_s = ops.gpu.memory_bandwidth_bytes_per_s * fit.context_byte_efficiency
+    token_flop = 4.0 * shape.heads * shape.key_dim * shape.value_dim
+    token_bytes = ACTIVATION_BYTES * (2 * shape.conv_channels + shape.heads * shape.value_dim)
+    return ContextAttention(
+        constant_s=fit.context_constant_s,
+        per_pair_s=0.0,
+        per_query_token_s=token_flop / flop_per_s + token_bytes / bytes_per_s + fit.context_per_step_s,
+        per_past_token_s=0.0,
+        window_tokens=None,
+    )

@@ -1,0 +1,260 @@
+"""What placed replicas can carry within the promise, thousands of settings in one pass."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from planner.domain.deployment import EngineSettings, MemoryBudget
+from planner.domain.plan import Bottleneck, Latency, Question
+from planner.domain.workload import Slo, Workload
+from planner.domain.units import seconds_to_ms
+from planner.formulas.arrays import FloatArray
+from planner.formulas.step import StepTable, stack
+from planner.planning.sizing import Placed, Refusal, Sizer, memory_refusal
+from planner.serving.steady_state import (
+    FULLEST,
+    Latencies,
+    Load,
+    ServingState,
+    open_loop,
+    running_at_rate,
+)
+
+BATCHED_TOKENS = (2048, 4096, 8192, 16384)
+GPU_MEMORY_UTILIZATION = (0.90, 0.92, 0.95)
+MAX_NUM_SEQS = (8, 16, 32, 64, 128, 256, 512, 1024)
+RUNNING_POINTS = 26
+LEAST_RUNNING = 0.05
+NEARLY_AS_GOOD = 0.99
+CROWD_DEVIATIONS = 3.0
+CACHE_BOUND_RATIO = 0.8
+
+
+class Choice(NamedTuple):
+    """One placed replica with one set of engine flags and the memory that leaves."""
+
+    replica: int
+    """Index into the placed replicas."""
+    engine: EngineSettings
+    budget: MemoryBudget
+    kv_requests: float
+
+
+class Capability(NamedTuple):
+    """What one replica can do under its best flags."""
+
+    engine: EngineSettings
+    budget: MemoryBudget
+    requests_per_s: float
+    binding: Bottleneck
+    row: int
+    """Of the step table."""
+    kv_requests: float
+
+
+class Service(NamedTuple):
+    """One replica at the load it will carry."""
+
+    latency: Latency
+    running_requests: float
+    prompt_time_ratio: float
+
+
+def default_max_model_len(question: Question) -> int:
+    """Room for twice the prompt and answer, as far as the model goes; the user's own figure wins."""
+    if question.max_model_len is not None:
+        return question.max_model_len
+    longest = question.workload.input_tokens + question.workload.output_tokens
+    return min(question.variants[0].max_position, max(4096, 2 ** math.ceil(math.log2(2.0 * longest))))
+
+
+def choices(
+    replica: int, placed: Placed, question: Question, sizer: Sizer, max_model_len: int
+) -> list[Choice] | Refusal:
+    """Every set of flags under which the replica starts, or why it never does."""
+    found = []
+    roomiest: MemoryBudget | None = None
+    workload = question.workload
+    context = workload.mean_input_tokens + workload.mean_output_tokens / 2.0
+    request_bytes = float(placed.kv.request_bytes(context))
+    for tokens in BATCHED_TOKENS:
+        for utilization in GPU_MEMORY_UTILIZATION:
+            engine = EngineSettings(
+                max_num_seqs=MAX_NUM_SEQS[-1],
+                max_num_batched_tokens=tokens,
+                max_model_len=max_model_len,
+                gpu_memory_utilization=utilization,
+                engine_version=question.engine_version,
+            )
+            budget = sizer.budget(placed, engine)
+            if budget.fits:
+                found.append(Choice(replica, engine, budget, budget.kv_cache_bytes / request_bytes))
+            if roomiest is None or budget.kv_cache_bytes > roomiest.kv_cache_bytes:
+                roomiest = budget
+    if found:
+        return found
+    assert roomiest is not None
+    return memory_refusal(placed, roomiest)
+
+
+def load_of(rows: Sequence[tuple[int, EngineSettings, float]], workload: Workload) -> Load:
+    """One load element a row of (step-table row, flags, KV requests), arrays [R, 1]."""
+
+    def column(values: list[float]) -> FloatArray:
+        return np.array(values, dtype=np.float64)[:, None]
+
+    size = len(rows)
+    hits = workload.mean_input_tokens * workload.prefix_hit_ratio
+    return Load(
+        layout=np.array([row for row, _, _ in rows], dtype=np.intp)[:, None],
+        input_tokens=np.full((size, 1), workload.mean_input_tokens - hits),
+        cached_tokens=np.full((size, 1), hits),
+        output_tokens=np.full((size, 1), workload.mean_output_tokens),
+        length_low_ratio=np.full((size, 1), workload.length_low_ratio),
+        batched_tokens=column([engine.max_num_batched_tokens for _, engine, _ in rows]),
+        slots=column([engine.max_num_seqs for _, engine, _ in rows]),
+        kv_requests=column([kv for _, _, kv in rows]),
+        arrival_cv=np.full((size, 1), workload.arrival_cv),
+        async_scheduling=column([1.0 if engine.async_scheduling else 0.0 for _, engine, _ in rows]),
+    )
+
+
+def capabilities(
+    placed: Sequence[Placed], options: Sequence[Choice], question: Question, sizer: Sizer
+) -> tuple[StepTable, dict[int, Capability | Refusal]]:
+    """The best flags of every placed replica and the rate it then carries within the SLO, by replica index."""
+    table = stack(sizer.step(replica) for replica in placed)
+    load = load_of([(o.replica, o.engine, o.kv_requests) for o in options], question.workload)
+    fullest = np.maximum(FULLEST * load.running_limit, LEAST_RUNNING)
+    running = LEAST_RUNNING * (fullest / LEAST_RUNNING) ** np.linspace(0.0, 1.0, RUNNING_POINTS)
+    state = open_loop(table, load, running)
+    strain = _strain(state, question.slo)
+    rates, crossing = _carried(state.requests_per_s, strain)
+    best: dict[int, int] = {}
+    for index, option in enumerate(options):
+        held = best.get(option.replica)
+        if held is None or rates[index] * NEARLY_AS_GOOD > rates[held]:
+            best[option.replica] = index
+    return table, {
+        replica: _capability(options[index], (rates[index], crossing[index]), (state, running, index), question)
+        for replica, index in best.items()
+    }
+
+
+def _strain(state: ServingState, slo: Slo) -> FloatArray:
+    """The worst ratio of a promised percentile to its SLO [R, N]; above 1 the promise is broken."""
+    strain = np.zeros_like(state.requests_per_s)
+    if slo.ttft_p95_s is not None:
+        strain = np.maximum(strain, state.ttft.p95_s / slo.ttft_p95_s)
+    if slo.tpot_p95_s is not None:
+        strain = np.maximum(strain, state.tpot.p95_s / slo.tpot_p95_s)
+    return strain
+
+
+def _carried(rates: FloatArray, strain: FloatArray) -> tuple[FloatArray, np.ndarray]:  # type: ignore[type-arg]
+    """The highest rate [R] within the SLO and the first grid point beyond it [R] (N: none is)."""
+    rows = np.arange(rates.shape[0])
+    broken = strain > 1.0
+    first = np.where(broken.any(axis=1), broken.argmax(axis=1), rates.shape[1])
+    above = np.minimum(first, rates.shape[1] - 1)
+    below = np.maximum(above - 1, 0)
+    low, high = strain[rows, below], strain[rows, above]
+    share = np.clip((1.0 - low) / np.maximum(high - low, 1e-12), 0.0, 1.0)
+    between = rates[rows, below] + share * (rates[rows, above] - rates[rows, below])
+    carried = np.where(first == 0, 0.0, np.where(first == rates.shape[1], rates[:, -1], between))
+    return carried, first
+
+
+def _capability(
+    option: Choice,
+    carried: tuple[float, int],
+    grid: tuple[ServingState, FloatArray, int],
+    question: Question,
+) -> Capability | Refusal:
+    """The chosen flags of one replica, or which promise it breaks even when almost idle."""
+    rate, first = carried
+    state, running, row = grid
+    slo = question.slo
+    ttft_ms = seconds_to_ms(float(state.ttft.p95_s[row, 0]))
+    tpot_ms = seconds_to_ms(float(state.tpot.p95_s[row, 0]))
+    if first == 0:
+        if slo.tpot_p95_s is not None and tpot_ms > seconds_to_ms(slo.tpot_p95_s):
+            return _missed(Bottleneck.TPOT, slo.tpot_p95_s, tpot_ms)
+        assert slo.ttft_p95_s is not None
+        return _missed(Bottleneck.TTFT, slo.ttft_p95_s, ttft_ms)
+    at = min(first, running.shape[1] - 1)
+    crowd = float(running[row, at]) * (1.0 + CROWD_DEVIATIONS / math.sqrt(float(running[row, at])))
+    slots = next((size for size in MAX_NUM_SEQS if size >= crowd), MAX_NUM_SEQS[-1])
+    return Capability(
+        engine=option.engine.model_copy(update={"max_num_seqs": slots}),
+        budget=option.budget,
+        requests_per_s=float(rate),
+        binding=_binding(option, state, (row, at), question),
+        row=option.replica,
+        kv_requests=option.kv_requests,
+    )
+
+
+def _missed(bottleneck: Bottleneck, promised_s: float, best_ms: float) -> Refusal:
+    need_ms = seconds_to_ms(promised_s)
+    return Refusal(
+        bottleneck,
+        need_ms,
+        best_ms,
+        "ms",
+        f"{bottleneck.value.upper()} p95 is {best_ms:.3g} ms with an idle replica, promised {need_ms:.3g} ms",
+    )
+
+
+def _binding(
+    option: Choice, state: ServingState, point: tuple[int, int], question: Question
+) -> Bottleneck:
+    """What stops the replica from carrying more."""
+    slo = question.slo
+    near_full = float(state.running_requests[point]) > CACHE_BOUND_RATIO * option.kv_requests
+    if near_full and option.kv_requests < option.engine.max_num_seqs:
+        return Bottleneck.KV_CACHE
+    if slo.tpot_p95_s is not None and float(state.tpot.p95_s[point]) > slo.tpot_p95_s:
+        return Bottleneck.TPOT
+    if slo.ttft_p95_s is not None and float(state.ttft.p95_s[point]) > slo.ttft_p95_s:
+        return Bottleneck.TTFT
+    return Bottleneck.THROUGHPUT
+
+
+def serve(
+    table: StepTable, loaded: Sequence[tuple[Capability, float]], workload: Workload
+) -> list[Service]:
+    """Every capability at the request rate it is given: latency percentiles and occupancy."""
+    if not loaded:
+        return []
+    load = load_of([(c.row, c.engine, c.kv_requests) for c, _ in loaded], workload)
+    rates = np.array([rate for _, rate in loaded])[:, None]
+    state = open_loop(table, load, running_at_rate(table, load, rates))
+    latencies = [*_columns(state.ttft), *_columns(state.tpot)]
+    services = []
+    for index in range(len(loaded)):
+        ttft_mean, ttft_p50, ttft_p95, ttft_p99, tpot_mean, _, tpot_p95, tpot_p99 = (
+            float(column[index, 0]) for column in latencies
+        )
+        services.append(
+            Service(
+                Latency(
+                    ttft_mean_s=ttft_mean,
+                    ttft_p50_s=ttft_p50,
+                    ttft_p95_s=ttft_p95,
+                    ttft_p99_s=ttft_p99,
+                    tpot_mean_s=tpot_mean,
+                    tpot_p95_s=tpot_p95,
+                    tpot_p99_s=tpot_p99,
+                ),
+                running_requests=float(state.running_requests[index, 0]),
+                prompt_time_ratio=float(state.prompt_time_ratio[index, 0]),
+            )
+        )
+    return services
+
+
+def _columns(figure: Latencies) -> tuple[FloatArray, ...]:
+    return figure.mean_s, figure.p50_s, figure.p95_s, figure.p99_s

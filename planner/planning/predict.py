@@ -1,0 +1,211 @@
+"""Many deployments at once: memory, latency and throughput of each, with what is known of the error."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from planner.domain.deployment import EngineSettings, MemoryBudget, Parallelism
+from planner.domain.dtypes import KvDtype
+from planner.domain.evidence import Basis
+from planner.domain.hardware import Gpu, Interconnect
+from planner.domain.model import Model
+from planner.domain.plan import Latency
+from planner.domain.workload import Workload
+from planner.formulas.step import Cluster, StepModel, StepTable, stack
+from planner.planning.candidates import BITS_PER_BYTE, BITS_PER_GBIT, NETWORK_FLOOR_GBPS
+from planner.planning.facts import Facts
+from planner.planning.sizing import Placed, Refusal, Sizer, memory_refusal
+from planner.serving.steady_state import (
+    Load,
+    ServingState,
+    closed_loop,
+    open_loop,
+    running_at_rate,
+)
+
+GPUS_PER_INSTANCE = 8
+REQUESTS_PER_USER = 10
+OPEN_LOOP_SPAN_S = 600.0
+
+
+class Case(NamedTuple):
+    """One deployment and what it serves."""
+
+    model: Model
+    gpu: Gpu
+    parallelism: Parallelism
+    kv_dtype: KvDtype
+    engine: EngineSettings
+    workload: Workload | None
+    """None: memory alone is asked for."""
+
+
+class Prediction(NamedTuple):
+    """What one case does; `refusal` says why the engine would not start (memory may still be known)."""
+
+    memory: MemoryBudget | None = None
+    latency: Latency | None = None
+    output_tokens_per_s: float = float("nan")
+    prompt_time_ratio: float = float("nan")
+    running_requests: float = float("nan")
+    basis: Basis | None = None
+    refusal: Refusal | None = None
+
+
+def default_interconnect(gpu: Gpu) -> Interconnect:
+    """How GPUs of this kind usually reach each other, where no instance says so."""
+    if gpu.vllm_backend == "rocm" and gpu.nvlink_bytes_per_s > 0:
+        return Interconnect.INFINITY_FABRIC
+    if gpu.nvlink_bytes_per_s <= 0:
+        return Interconnect.PCIE
+    bridged = any(mark in gpu.name for mark in ("PCIe", "NVL", "RTX", "A40"))
+    return Interconnect.NVLINK_PAIR if bridged else Interconnect.NVSWITCH
+
+
+def default_cluster(gpu: Gpu, parallelism: Parallelism) -> Cluster:
+    """Boxes of eight GPUs with 10 Gbit/s between them: stated, pessimistic, and only used across boxes."""
+    stages = max(1, GPUS_PER_INSTANCE // parallelism.tp)
+    crosses = parallelism.pp > stages
+    return Cluster(
+        interconnect=default_interconnect(gpu),
+        network_bytes_per_s=NETWORK_FLOOR_GBPS * BITS_PER_GBIT / BITS_PER_BYTE if crosses else 0.0,
+        stages_per_instance=stages if crosses else parallelism.pp,
+    )
+
+
+def predict(cases: Sequence[Case], facts: Facts) -> list[Prediction]:
+    """Predictions in the order of the cases; each distinct layout is compiled once."""
+    sizer = Sizer(facts)
+    predictions: list[Prediction] = []
+    steps: dict[tuple[int, str, Parallelism, KvDtype], int] = {}
+    models: list[StepModel] = []
+    timed: list[tuple[int, int, Case, Placed, MemoryBudget]] = []
+    for index, case in enumerate(cases):
+        placed = sizer.place(
+            case.model,
+            case.gpu,
+            case.parallelism,
+            kv_dtype=case.kv_dtype,
+            cluster=default_cluster(case.gpu, case.parallelism),
+        )
+        if isinstance(placed, Refusal):
+            predictions.append(Prediction(refusal=placed))
+            continue
+        budget = sizer.budget(placed, case.engine)
+        if not budget.fits:
+            predictions.append(
+                Prediction(budget, refusal=memory_refusal(placed, budget), basis=placed.operators.basis)
+            )
+            continue
+        predictions.append(Prediction(budget, basis=placed.operators.basis))
+        if case.workload is None:
+            continue
+        key = (id(case.model), case.gpu.name, case.parallelism, case.kv_dtype)
+        if key not in steps:
+            steps[key] = len(models)
+            models.append(sizer.step(placed))
+        timed.append((index, steps[key], case, placed, budget))
+    if timed:
+        table = stack(models)
+        for closed in (True, False):
+            _time(table, [row for row in timed if _is_closed(row[2]) is closed], predictions)
+    return predictions
+
+
+def _is_closed(case: Case) -> bool:
+    return case.workload is not None and case.workload.concurrency is not None
+
+
+def _time(
+    table: StepTable,
+    rows: Sequence[tuple[int, int, Case, Placed, MemoryBudget]],
+    predictions: list[Prediction],
+) -> None:
+    """Fills in latency and throughput of rows that are all closed or all open loop."""
+    if not rows:
+        return
+    load = _load(rows)
+    state = _serve(table, load, [case for _, _, case, _, _ in rows])
+    columns = [
+        *(state.ttft.mean_s, state.ttft.p50_s, state.ttft.p95_s, state.ttft.p99_s),
+        *(state.tpot.mean_s, state.tpot.p95_s, state.tpot.p99_s),
+    ]
+    for row, (index, _, case, _, _) in enumerate(rows):
+        ttft_mean, ttft_p50, ttft_p95, ttft_p99, tpot_mean, tpot_p95, tpot_p99 = (
+            float(column[row]) for column in columns
+        )
+        predictions[index] = predictions[index]._replace(
+            latency=Latency(
+                ttft_mean_s=ttft_mean,
+                ttft_p50_s=ttft_p50,
+                ttft_p95_s=ttft_p95,
+                ttft_p99_s=ttft_p99,
+                tpot_mean_s=tpot_mean,
+                tpot_p95_s=tpot_p95,
+                tpot_p99_s=tpot_p99,
+            ),
+            output_tokens_per_s=float(state.output_tokens_per_s[row]) * case.parallelism.dp,
+            prompt_time_ratio=float(state.prompt_time_ratio[row]),
+            running_requests=float(state.running_requests[row]) * case.parallelism.dp,
+        )
+
+
+def _load(rows: Sequence[tuple[int, int, Case, Placed, MemoryBudget]]) -> Load:
+    """One element a row; data-parallel ranks are replicas that share the load evenly."""
+    values = []
+    for _, step, case, placed, budget in rows:
+        workload = case.workload
+        assert workload is not None
+        prompt, answer = workload.mean_input_tokens, workload.mean_output_tokens
+        hits = prompt * workload.prefix_hit_ratio
+        resident_bytes = float(placed.kv.request_bytes(prompt + answer / 2.0))
+        values.append(
+            (
+                step,
+                max(prompt - hits, 1.0),
+                hits,
+                answer,
+                workload.length_low_ratio,
+                case.engine.max_num_batched_tokens,
+                case.engine.max_num_seqs,
+                max(budget.kv_cache_bytes / resident_bytes, 1.0),
+                workload.arrival_cv,
+                1.0 if case.engine.async_scheduling else 0.0,
+            )
+        )
+    columns = np.array(values, dtype=np.float64).T
+    return Load(columns[0].astype(np.intp), *columns[1:])
+
+
+def _serve(table: StepTable, load: Load, cases: Sequence[Case]) -> ServingState:
+    workloads = [case.workload for case in cases if case.workload is not None]
+    ranks = np.array([case.parallelism.dp for case in cases], dtype=np.float64)
+    if workloads[0].concurrency is not None:
+        users = np.array([workload.concurrency or 1 for workload in workloads], dtype=np.float64)
+        requests = np.array(
+            [workload.num_requests or REQUESTS_PER_USER * (workload.concurrency or 1) for workload in workloads],
+            dtype=np.float64,
+        )
+        return closed_loop(table, load, np.maximum(users / ranks, 1.0), requests / ranks)
+    rates = np.array([workload.requests_per_s or 0.0 for workload in workloads]) / ranks
+    state = open_loop(table, load, running_at_rate(table, load, rates))
+    requests = np.array(
+        [workload.num_requests or OPEN_LOOP_SPAN_S * (workload.requests_per_s or 0.0) for workload in workloads]
+    )
+    return _overloaded(state, rates, requests / ranks)
+
+
+def _overloaded(state: ServingState, rates: np.ndarray, requests: np.ndarray) -> ServingState:  # type: ignore[type-arg]
+    """Adds the queue that grows over the run where more arrives than is served: mean half of its final wait."""
+    excess = np.maximum(rates / state.requests_per_s - 1.0, 0.0)
+    final_wait_s = excess * requests / rates
+    ttft = state.ttft
+    return state._replace(
+        ttft=ttft._replace(
+            mean_s=ttft.mean_s + final_wait_s / 2.0,
+            p50_s=ttft.p50_s + 0.5 * final_wait_s,
+            p95_s=ttft.p95_s + 0.95 * final_wait_s,
+            p99_s=ttft.p99_s + 0.99 * final_wait_s,
+        )
+    )

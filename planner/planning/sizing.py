@@ -1,0 +1,120 @@
+"""Does a replica start at all? Backend, formats, divisibility and memory, then its step model."""
+
+from typing import NamedTuple
+
+from planner.domain.deployment import EngineSettings, MemoryBudget, Parallelism
+from planner.domain.dtypes import KvDtype, WeightDtype
+from planner.domain.hardware import Gpu
+from planner.domain.model import Model
+from planner.domain.plan import Bottleneck
+from planner.domain.units import bytes_to_gib
+from planner.formulas.dtype_support import kv_dtype_problem, weight_dtype_problem
+from planner.formulas.gemms import check_parallelism
+from planner.formulas.kv_cache import KvLayout, kv_layout
+from planner.formulas.memory import Card, memory_budget
+from planner.formulas.operators import GpuOperators
+from planner.formulas.step import Cluster, StepModel, compile_step
+from planner.formulas.weights import weights_bytes
+from planner.planning.facts import Facts
+
+
+class Refusal(NamedTuple):
+    """Why something does not work, without saying for whom."""
+
+    bottleneck: Bottleneck
+    need: float
+    have: float
+    unit: str
+    reason: str
+
+
+class Placed(NamedTuple):
+    """A model on GPUs that can run it; whether it fits depends on the engine settings."""
+
+    model: Model
+    gpu: Gpu
+    parallelism: Parallelism
+    kv_dtype: KvDtype
+    cluster: Cluster
+    operators: GpuOperators
+    weights_bytes: int
+    kv: KvLayout
+
+    @property
+    def weight_dtype(self) -> WeightDtype:
+        """How the linear layers are stored."""
+        quantization = self.model.quantization
+        return quantization.dtype if quantization is not None else self.model.activation_dtype
+
+
+class Sizer:
+    """Places models on GPUs and remembers what layouts share: weights, KV pages, step models."""
+
+    def __init__(self, facts: Facts) -> None:
+        self._facts = facts
+        self._weights: dict[tuple[int, Parallelism], int] = {}
+        self._kv: dict[tuple[int, Parallelism, KvDtype], KvLayout] = {}
+        self._models: dict[int, Model] = {}
+
+    def place(
+        self, model: Model, gpu: Gpu, parallelism: Parallelism, *, kv_dtype: KvDtype, cluster: Cluster
+    ) -> Placed | Refusal:
+        """The model on these GPUs, or why vLLM would not start it there."""
+        if not gpu.vllm_backend:
+            return Refusal(
+                Bottleneck.BACKEND, 1, 0, "backend", f"{gpu.name} does not run the vLLM kernels modelled here"
+            )
+        quantization = model.quantization
+        weight_dtype = quantization.dtype if quantization is not None else model.activation_dtype
+        problem = weight_dtype_problem(weight_dtype, gpu) or kv_dtype_problem(kv_dtype, gpu)
+        if problem is not None:
+            return Refusal(Bottleneck.DTYPE, 1, 0, "support", problem)
+        key = (id(model), parallelism)
+        self._models[id(model)] = model
+        if key not in self._weights:
+            problem = check_parallelism(model, parallelism)
+            if problem is not None:
+                return Refusal(Bottleneck.PARALLELISM, parallelism.gpus, parallelism.tp, "ranks", problem)
+            self._weights[key] = weights_bytes(model, parallelism)
+        kv_key = (id(model), parallelism, kv_dtype)
+        if kv_key not in self._kv:
+            self._kv[kv_key] = kv_layout(model, parallelism, kv_dtype)
+        return Placed(
+            model=model,
+            gpu=gpu,
+            parallelism=parallelism,
+            kv_dtype=kv_dtype,
+            cluster=cluster,
+            operators=self._facts.operators_for(gpu),
+            weights_bytes=self._weights[key],
+            kv=self._kv[kv_key],
+        )
+
+    def budget(self, placed: Placed, engine: EngineSettings) -> MemoryBudget:
+        """One GPU's memory under these settings; `fits` says whether the engine starts."""
+        return memory_budget(
+            Card(placed.gpu, placed.parallelism), placed.weights_bytes, placed.kv, engine, self._facts.memory
+        )
+
+    def step(self, placed: Placed) -> StepModel:
+        """The replica's iteration time."""
+        return compile_step(
+            placed.model, placed.parallelism, placed.kv_dtype, placed.operators, placed.cluster
+        )
+
+
+def memory_refusal(placed: Placed, budget: MemoryBudget) -> Refusal:
+    """Why a replica does not start for lack of memory, with the two numbers."""
+    request_bytes = placed.kv.request_bytes(float(budget.max_model_len))
+    need_gib = bytes_to_gib(budget.weights_bytes + budget.overhead_bytes + float(request_bytes))
+    have_gib = bytes_to_gib(budget.requested_bytes)
+    return Refusal(
+        Bottleneck.MEMORY,
+        need_gib,
+        have_gib,
+        "GiB per GPU",
+        f"weights {bytes_to_gib(budget.weights_bytes):.1f} GiB, overhead "
+        f"{bytes_to_gib(budget.overhead_bytes):.1f} GiB and one request of {budget.max_model_len} tokens "
+        f"{bytes_to_gib(float(request_bytes)):.1f} GiB need {need_gib:.1f} GiB of the {have_gib:.1f} GiB "
+        f"that the engine may use on one {placed.gpu.name}",
+    )
