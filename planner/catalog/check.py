@@ -1,9 +1,12 @@
-"""Relations across rows that a wrong figure would break; known exceptions stand here by name, with the reason."""
+"""Relations across rows that a wrong figure would break; known exceptions stand here with their reason."""
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from datetime import date, timedelta
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 
 from planner.catalog.nearest import fold
 from planner.catalog.paths import data_dir
@@ -11,11 +14,22 @@ from planner.catalog.read import Catalog, read_catalog
 from planner.domain.base import Frozen
 from planner.domain.dtypes import ComputeDtype
 from planner.domain.hardware import Gpu, Instance, Interconnect, Price, Purchase
+from planner.domain.units import bytes_to_gib
 
 STALE_DAYS = 90
 LINEAR_TOLERANCE = 0.15
 """How far prices per GPU of one shape class may lie from their median."""
-LARGEST_USD_PER_GPU_HOUR = 50.0
+SMALLEST_USD_PER_GPU_HOUR, LARGEST_USD_PER_GPU_HOUR = 0.05, 50.0
+RATE_TOLERANCE = 0.03
+"""Datasheets round: the L40S has 362 TFLOP/s in bf16 and 733 in fp8."""
+
+CHEAPER = (
+    (Purchase.RESERVED_1Y, Purchase.ON_DEMAND),
+    (Purchase.RESERVED_3Y, Purchase.ON_DEMAND),
+    (Purchase.RESERVED_3Y, Purchase.RESERVED_1Y),
+    (Purchase.SPOT, Purchase.ON_DEMAND),
+)
+"""Pairs (a way that commits or can be interrupted, the way whose price it must not exceed)."""
 
 SUCCESSORS = (
     ("V100-32GB", "A100-SXM-40GB", "A100-SXM-80GB", "H100-SXM-80GB", "H200-SXM-141GB", "B200", "B300"),
@@ -129,7 +143,9 @@ def _references_exist(catalog: Catalog) -> Iterator[Problem]:
     shapes = {_shape_name(shape) for shape in catalog.instances}
     for shape in catalog.instances:
         if shape.gpu not in gpus:
-            yield Problem(table="instances.csv", row=_shape_name(shape), message=f"has unknown GPU {shape.gpu}")
+            yield Problem(
+                table="instances.csv", row=_shape_name(shape), message=f"has unknown GPU {shape.gpu}"
+            )
     for price in catalog.prices:
         if f"{price.provider} {price.instance_type}" not in shapes:
             yield Problem(table="prices.csv", row=_price_name(price), message="is of an unknown instance")
@@ -137,17 +153,132 @@ def _references_exist(catalog: Catalog) -> Iterator[Problem]:
 
 def _rates_fit_together(catalog: Catalog) -> Iterator[Problem]:
     for gpu in catalog.gpus:
-        rates = gpu.peak_flop_per_s
-        bf16, fp16 = rates.get(ComputeDtype.BF16), rates.get(ComputeDtype.FP16)
-        for dtype in (ComputeDtype.FP8, ComputeDtype.INT8):
-            if bf16 and dtype in rates and abs(rates[dtype] / bf16 - 2) > 0.02 and not _doubles_int8(gpu, dtype):
-                yield Problem(table="gpus.csv", row=gpu.name, message=f"{dtype} is not twice bf16")
-        if bf16 and fp16 and bf16 != fp16:
-            yield Problem(table="gpus.csv", row=gpu.name, message="bf16 and fp16 differ")
-        if not bf16 and not fp16:
-            yield Problem(table="gpus.csv", row=gpu.name, message="has no 16-bit rate")
+        rate = gpu.peak_flop_per_s.get
+        bf16, fp16, fp8 = rate(ComputeDtype.BF16), rate(ComputeDtype.FP16), rate(ComputeDtype.FP8)
+        int8, fp4 = rate(ComputeDtype.INT8), rate(ComputeDtype.FP4)
+        findings = {
+            "has no 16-bit rate": not (bf16 or fp16),
+            "has bf16 and fp16 rates that differ": bf16 and fp16 and bf16 != fp16,
+            "fp8 is not twice bf16": bf16 and fp8 and abs(fp8 / bf16 - 2) > RATE_TOLERANCE,
+            "int8 is below twice bf16": bf16 and int8 and int8 / bf16 < 2 - RATE_TOLERANCE,
+            "fp4 is below twice fp8": fp8 and fp4 and fp4 / fp8 < 2 - RATE_TOLERANCE,
+        }
+        for message, is_so in findings.items():
+            if is_so:
+                yield Problem(table="gpus.csv", row=gpu.name, message=message)
 
 
-def _doubles_int8(gpu: Gpu, dtype: ComputeDtype) -> bool:
-    """GeForce halves the rate of 16-bit and fp8 products with fp32 sums, not that of int8."""
-    return dtype is ComputeDtype.INT8 and gpu.name.startswith("RTX ") and gpu.name[4].isdigit()
+def _memory_fits_the_name(catalog: Catalog) -> Iterator[Problem]:
+    for gpu in catalog.gpus:
+        named = re.search(r"(\d+)GB$", gpu.name)
+        gib = bytes_to_gib(gpu.memory_bytes)
+        if named and not 0.88 * int(named[1]) <= gib <= int(named[1]):
+            yield Problem(table="gpus.csv", row=gpu.name, message=f"reports {gib:.2f} GiB")
+
+
+def _generations_do_not_fall_back(catalog: Catalog) -> Iterator[Problem]:
+    gpus = {gpu.name: gpu for gpu in catalog.gpus}
+    for line in SUCCESSORS:
+        present = [gpus[name] for name in line if name in gpus]
+        for older, newer in pairwise(present):
+            if newer.memory_bandwidth_bytes_per_s < older.memory_bandwidth_bytes_per_s:
+                yield Problem(table="gpus.csv", row=newer.name, message=f"is slower than {older.name}")
+
+
+def _variants_agree(catalog: Catalog) -> Iterator[Problem]:
+    gpus = {gpu.name: gpu for gpu in catalog.gpus}
+    for variants in VARIANTS:
+        present = [gpus[name] for name in variants if name in gpus]
+        for gpu in present[1:]:
+            if _chip(gpu) != _chip(present[0]):
+                yield Problem(table="gpus.csv", row=gpu.name, message=f"is not the chip of {present[0].name}")
+
+
+def _chip(gpu: Gpu) -> tuple[object, ...]:
+    return gpu.architecture, gpu.compute_capability, gpu.sm_count, gpu.peak_flop_per_s
+
+
+def _interconnects_are_possible(catalog: Catalog) -> Iterator[Problem]:
+    gpus = {gpu.name: gpu for gpu in catalog.gpus}
+    for shape in catalog.instances:
+        gpu, link = gpus.get(shape.gpu), shape.interconnect
+        if (shape.gpu_count == 1) != (link is Interconnect.NONE):
+            message = f"has {shape.gpu_count} GPUs joined by {link}"
+        elif gpu is None or link in (Interconnect.NONE, Interconnect.PCIE):
+            continue
+        elif gpu.nvlink_bytes_per_s == 0:
+            message = f"has {link} between GPUs without it ({gpu.name})"
+        elif (link is Interconnect.INFINITY_FABRIC) != (gpu.vendor == "AMD"):
+            message = f"has {link} between {gpu.vendor} GPUs"
+        else:
+            continue
+        yield Problem(table="instances.csv", row=_shape_name(shape), message=message)
+
+
+def _commitment_is_cheaper(catalog: Catalog) -> Iterator[Problem]:
+    places: dict[tuple[str, str, str], dict[Purchase, Price]] = defaultdict(dict)
+    for price in catalog.prices:
+        places[price.provider, price.instance_type, price.region][price.purchase] = price
+    for ways in places.values():
+        for cheaper, dearer in CHEAPER:
+            low, high = ways.get(cheaper), ways.get(dearer)
+            if low and high and low.usd_per_hour > high.usd_per_hour:
+                message = f"costs {low.usd_per_hour}, more than {high.usd_per_hour} {dearer}"
+                yield Problem(table="prices.csv", row=_price_name(low), message=message)
+
+
+def _prices_are_linear_in_gpus(catalog: Catalog) -> Iterator[Problem]:
+    shapes = {(shape.provider, shape.instance_type): shape for shape in catalog.instances}
+    classes: dict[tuple[object, ...], list[tuple[Price, float]]] = defaultdict(list)
+    for price in catalog.prices:
+        shape = shapes.get((price.provider, price.instance_type))
+        if shape is not None:
+            per_gpu = price.usd_per_hour / shape.gpu_count
+            classes[(*_shape_class(shape), price.region, price.purchase)].append((price, per_gpu))
+    for members in classes.values():
+        middle = median(per_gpu for _, per_gpu in members)
+        for price, per_gpu in members:
+            if abs(per_gpu / middle - 1) > LINEAR_TOLERANCE:
+                message = f"costs {per_gpu:.3f} a GPU, its like {middle:.3f}"
+                yield Problem(table="prices.csv", row=_price_name(price), message=message)
+
+
+def _shape_class(shape: Instance) -> tuple[object, ...]:
+    """What instances that differ only in their number of GPUs share: type but for digits, host per GPU."""
+    family = re.sub(r"\d+", "#", shape.instance_type)
+    vcpus = (shape.vcpus or 0) / shape.gpu_count
+    memory_gib = (shape.memory_gib or 0) / shape.gpu_count
+    return shape.provider, family, shape.gpu, round(vcpus), round(memory_gib, -1)
+
+
+def _prices_are_plausible(catalog: Catalog) -> Iterator[Problem]:
+    counts = {(shape.provider, shape.instance_type): shape.gpu_count for shape in catalog.instances}
+    for price in catalog.prices:
+        per_gpu = price.usd_per_hour / counts.get((price.provider, price.instance_type), 1)
+        if not SMALLEST_USD_PER_GPU_HOUR <= per_gpu <= LARGEST_USD_PER_GPU_HOUR:
+            message = f"costs {per_gpu:.3f} a GPU and hour"
+            yield Problem(table="prices.csv", row=_price_name(price), message=message)
+        if not re.fullmatch(r"[A-Za-z0-9-]+", price.region):
+            yield Problem(table="prices.csv", row=_price_name(price), message="has no region identifier")
+
+
+def _shape_name(shape: Instance) -> str:
+    return f"{shape.provider} {shape.instance_type}"
+
+
+def _price_name(price: Price) -> str:
+    return f"{price.provider} {price.instance_type} {price.region} {price.purchase}"
+
+
+CHECKS: tuple[Callable[[Catalog], Iterator[Problem]], ...] = (
+    _names_are_unique,
+    _references_exist,
+    _rates_fit_together,
+    _memory_fits_the_name,
+    _generations_do_not_fall_back,
+    _variants_agree,
+    _interconnects_are_possible,
+    _commitment_is_cheaper,
+    _prices_are_linear_in_gpus,
+    _prices_are_plausible,
+)

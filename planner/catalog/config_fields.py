@@ -34,9 +34,7 @@ class Fields:
         """The first of `names` that is there, or None."""
         return next((self.values[name] for name in names if self.has(name)), None)
 
-    def whole(
-        self, *names: str, default: int | None = None, low: int = 1, high: int = WIDTH_MAX
-    ) -> int:
+    def whole(self, *names: str, default: int | None = None, low: int = 1, high: int = WIDTH_MAX) -> int:
         """A whole number in `[low, high]`; the first of `names` that is there, else `default`."""
         for name in names:
             if self.has(name):

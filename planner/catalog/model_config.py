@@ -15,7 +15,16 @@ from planner.catalog.quantization import QuantizationRules, read_rules
 from planner.domain.base import InputError
 from planner.domain.dtypes import WeightDtype
 from planner.domain.model import GemmRole, Layer, Model, Quantization
-from planner.formulas.quantized import quantizable_roles
+from planner.formulas.quantized import quantizable_roles, with_weight_dtype
+
+__all__ = [
+    "ConfigFiles",
+    "parse_json_object",
+    "parse_model",
+    "read_config",
+    "read_json_object",
+    "with_weight_dtype",
+]
 
 MAX_CONFIG_BYTES = 8 * 2**20
 """Larger files are no model configs; the largest known, with every module listed, are below 1 MiB."""
@@ -52,10 +61,11 @@ def read_config(path: Path) -> ConfigFiles:
 
 
 def _quant_path(config: Path) -> Path:
-    """`X_hf_quant_config.json` beside `X_config.json`, else `hf_quant_config.json` beside the file."""
-    if config.name.endswith("_config.json"):
-        return config.with_name(config.name.removesuffix("_config.json") + "_hf_quant_config.json")
-    return config.with_name("hf_quant_config.json")
+    """`X_hf_quant_config.json` beside `X_config.json` or `X.json`, `hf_quant_config.json` beside `config.json`."""
+    if config.name == "config.json":
+        return config.with_name("hf_quant_config.json")
+    stem = config.name.removesuffix(".json").removesuffix("_config")
+    return config.with_name(f"{stem}_hf_quant_config.json")
 
 
 def read_json_object(file: Path) -> Mapping[str, object]:
@@ -71,7 +81,9 @@ def read_json_object(file: Path) -> Mapping[str, object]:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise InputError(f"model config {file}: cannot be read ({reason})") from None
     if len(raw) > MAX_CONFIG_BYTES:
-        raise InputError(f"model config {file}: larger than {MAX_CONFIG_BYTES // 2**20} MiB, no model config is")
+        raise InputError(
+            f"model config {file}: larger than {MAX_CONFIG_BYTES // 2**20} MiB, no model config is"
+        )
     return parse_json_object(raw, str(file))
 
 
@@ -124,7 +136,7 @@ def parse_model(
     text = text_fields(fields) if architecture in TEXT_CLASS else fields
     decoder = TEXT_ARCHITECTURES[_text_class(architecture, text)](text)
     if architecture in TEXT_CLASS:
-        decoder = with_vision(decoder, fields)
+        decoder = with_vision(decoder, fields, architecture)
     quant_fields = None if hf_quant is None else Fields(hf_quant, f"{fields.where} (hf_quant_config)")
     rules = read_rules(fields if fields.has("quantization_config") else text, quant_fields)
     layers, pattern = _kinds(_quantized_layers(decoder, rules))

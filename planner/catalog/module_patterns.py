@@ -69,7 +69,9 @@ def _compiled(pattern: str, where: str) -> re.Pattern[str]:
     open_repeats = len(re.findall(r"(?<!\\)[*+{]", pattern))
     repeated_group = re.search(r"(?<!\\)\)[*+{]", pattern)
     if len(pattern) > 500 or open_repeats > REPEATS_MAX or repeated_group:
-        raise InputError(f"model config {where}: module pattern {pattern[:60]!r} is too involved to be followed")
+        raise InputError(
+            f"model config {where}: module pattern {pattern[:60]!r} is too involved to be followed"
+        )
     try:
         return re.compile(pattern)
     except re.error as error:

@@ -15,6 +15,16 @@ def fold(text: str) -> str:
     return "".join(c for c in text.casefold() if c.isalnum())
 
 
+def shown(text: str) -> str:
+    """A user's text as it may stand in a one-line message: no line breaks, at most 60 characters.
+
+    >>> shown("two\\nlines")
+    'two lines'
+    """
+    line = " ".join(text.split())
+    return line if len(line) <= 60 else f"{line[:57]}..."
+
+
 def nearest(word: str, names: Iterable[str], *, limit: int = 3) -> list[str]:
     """Names that contain the word, then names spelled alike; at most `limit`.
 
@@ -39,6 +49,6 @@ def unknown(kind: str, word: str, names: Iterable[str]) -> InputError:
     legal = list(names)
     near = nearest(word, legal)
     if near:
-        return InputError(f'unknown {kind} "{word}"; did you mean {" or ".join(near)}?')
+        return InputError(f'unknown {kind} "{shown(word)}"; did you mean {" or ".join(near)}?')
     listed = ", ".join(legal[:8]) + (", ..." if len(legal) > 8 else "")
-    return InputError(f'unknown {kind} "{word}"; known: {listed or "none"}')
+    return InputError(f'unknown {kind} "{shown(word)}"; known: {listed or "none"}')

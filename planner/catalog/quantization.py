@@ -80,7 +80,9 @@ def _fp8(section: Fields) -> QuantizationRules:
 
 
 def _fbgemm_fp8(section: Fields) -> QuantizationRules:
-    return QuantizationRules(Quantization(dtype=WeightDtype.FP8), _patterns(section, "modules_to_not_convert"))
+    return QuantizationRules(
+        Quantization(dtype=WeightDtype.FP8), _patterns(section, "modules_to_not_convert")
+    )
 
 
 def _awq(section: Fields) -> QuantizationRules:

@@ -9,7 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from planner.catalog.nearest import nearest
+from planner.catalog.nearest import nearest, shown
 from planner.domain.base import InputError
 
 LARGEST_BYTES = 20_000_000
@@ -34,9 +34,8 @@ class Row(NamedTuple):
 
     def error(self, column: str, needed: str) -> InputError:
         """The error for this cell: file, line, column, what is there and what is legal."""
-        return InputError(
-            f'{self.path}:{self.line}: column {column} is "{self.cells.get(column, "")}"; {needed} is needed'
-        )
+        there = shown(self.cells.get(column, ""))
+        return InputError(f'{self.path}:{self.line}: column {column} is "{there}"; {needed} is needed')
 
     def text(self, column: str) -> str:
         """The cell's text, which must not be empty."""
@@ -137,7 +136,7 @@ def _check_header(path: Path, header: list[str], columns: Columns) -> None:
         if name not in legal:
             near = nearest(name, legal, limit=1)
             hint = f"did you mean {near[0]}?" if near else f"legal columns: {', '.join(legal)}"
-            raise InputError(f'{path}:1: unknown column "{name}"; {hint}')
+            raise InputError(f'{path}:1: unknown column "{shown(name)}"; {hint}')
     for name in columns.required:
         if name not in header:
             raise InputError(f"{path}:1: column {name} is missing; required: {', '.join(columns.required)}")

@@ -68,7 +68,7 @@ class MemoryBudget(Frozen):
     """Requests of `max_model_len` tokens that fit at once, as vLLM logs it."""
     max_model_len: int
     relative_error: float = 0.0
-    """Half-width of the 90 % interval on everything outside weights, as a share of it."""
+    """Half-width of the 90 % interval on `overhead_bytes`, as a share of it."""
 
     @property
     def requested_bytes(self) -> int:

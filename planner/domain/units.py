@@ -15,7 +15,7 @@ def bytes_to_gib(size_bytes: float) -> float:
     """Bytes to GiB (2^30).
 
     >>> bytes_to_gib(16_060_522_496)
-    14.957526206970215
+    14.957527160644531
     """
     return size_bytes / GIB_BYTES
 
@@ -24,7 +24,7 @@ def gib_to_bytes(size_gib: float) -> int:
     """GiB (2^30) to whole bytes.
 
     >>> gib_to_bytes(79.19)
-    85029615206
+    85029615043
     """
     return round(size_gib * GIB_BYTES)
 

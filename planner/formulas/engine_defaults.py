@@ -42,12 +42,16 @@ class EngineRules(NamedTuple):
     async_scheduling: bool
     charges_cuda_graphs: bool
     """The estimated CUDA-graph memory comes off the KV cache (VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS)."""
+    sampler_sorts: bool
+    """Top-k and top-p sort all logits; since 0.17 a kernel filters them in place."""
     chunked_local_hybrid: bool
     """Chunked-local layers keep only their chunk; before, they were cached like full attention."""
     group_ratio: float
     """KV groups take the larger of two layer counts as their size where the two are within this ratio."""
     reserves_in_flight_batches: bool
     """A windowed layer reserves room for every batch in flight, not for one."""
+    sparse_mla_caches_fp8: bool
+    """`auto` meant an fp8 cache for DeepSeek V3.2."""
     mamba_prefix_caching: bool
     """Prefix caching is on for hybrids, so a request holds two states instead of one."""
     logs_concurrency_tokens: bool
@@ -95,10 +99,14 @@ def parse_version(engine_version: str) -> EngineVersion:
     text = engine_version.strip() or NEWEST_TESTED_VERSION
     match = re.match(r"[vV]?(\d{1,4})\.(\d{1,4})(?:\.(\d{1,4}))?(?![\d])", text)
     if match is None:
-        raise InputError(f"engine_version {engine_version!r} is not a vLLM version such as {NEWEST_TESTED_VERSION}")
+        raise InputError(
+            f"engine_version {engine_version!r} is not a vLLM version such as {NEWEST_TESTED_VERSION}"
+        )
     version = EngineVersion(int(match[1]), int(match[2]), int(match[3] or 0))
     if str(version) != OLDEST_VERSION and version < EngineVersion(*map(int, OLDEST_VERSION.split("."))):
-        raise InputError(f"engine_version {engine_version!r} is older than vLLM {OLDEST_VERSION}, the first modelled")
+        raise InputError(
+            f"engine_version {engine_version!r} is older than vLLM {OLDEST_VERSION}, the first modelled"
+        )
     return version
 
 
@@ -122,9 +130,11 @@ def engine_rules(engine_version: str = "") -> EngineRules:
         gpu_memory_utilization=0.92 if since(20) else 0.9,
         async_scheduling=since(14),
         charges_cuda_graphs=since(20),
+        sampler_sorts=not since(17),
         chunked_local_hybrid=since(14),
         group_ratio=1.5 if since(18) else 1.25 if since(12) else 1.0,
         reserves_in_flight_batches=since(26),
+        sparse_mla_caches_fp8=not since(18),
         mamba_prefix_caching=since(26),
         logs_concurrency_tokens=since(21),
         very_large_gpu_row=since(28),
@@ -183,7 +193,9 @@ def capture_sizes(
     (51, (1, 2, 4, 5, 8))
     """
     rules = engine_rules(engine_version)
-    wanted = min(limit.ceiling_tokens, 2 * max_num_seqs) if limit.follows_max_num_seqs else limit.ceiling_tokens
+    wanted = (
+        min(limit.ceiling_tokens, 2 * max_num_seqs) if limit.follows_max_num_seqs else limit.ceiling_tokens
+    )
     largest = min(wanted, max_num_batched_tokens)
     sizes = {size for size in (1, 2, 4) if size <= largest}
     sizes |= set(range(8, min(largest + 1, 256), 8))

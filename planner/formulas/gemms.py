@@ -4,8 +4,9 @@ Sharding follows vLLM's model classes (vllm/model_executor/models): column-paral
 outputs over the tensor-parallel ranks, row-parallel ones their inputs, routers and latents are whole everywhere.
 """
 
+from collections.abc import Iterator
 from functools import lru_cache
-from math import ceil
+from math import ceil, gcd
 from typing import NamedTuple
 
 from planner.domain.deployment import Parallelism
@@ -29,12 +30,18 @@ __all__ = [
     "Gemm",
     "GemmRole",
     "LayerGemms",
+    "check_parallelism",
+    "expert_block",
     "expert_ranks",
     "head_gemm",
     "layer_gemms",
     "padded_vocab",
 ]
 
+FP8_BLOCK = 128
+"""Side of the blocks of fp8 weights that share a scale."""
+FP8_BLOCK_MIN = 32
+"""Smallest side vLLM refines the blocks of routed experts to."""
 VOCAB_PADDING = 64
 """vLLM pads embeddings and head to this many rows (vllm/.../vocab_parallel_embedding.py)."""
 MXFP4_PADDING = 32
@@ -183,9 +190,7 @@ def _latent_gemms(attention: LatentAttention, rank: _Rank) -> tuple[Gemm, ...]:
         index_queries = attention.indexer_heads * attention.indexer_head_dim
         gemms += [
             rank.gemm(GemmRole.INDEXER, index_queries, attention.q_lora_rank or rank.hidden),
-            rank.plain(
-                GemmRole.INDEXER, attention.indexer_head_dim + attention.indexer_heads, rank.hidden
-            ),
+            rank.plain(GemmRole.INDEXER, attention.indexer_head_dim + attention.indexer_heads, rank.hidden),
         ]
     return tuple(gemms)
 
@@ -259,3 +264,131 @@ def _experts(ffn: MoeFfn, rank: _Rank, parallelism: Parallelism) -> Experts:
         stored=stored,
         bias=ffn.bias,
     )
+
+
+def expert_block(experts: Experts) -> int:
+    """Side of an fp8 scale block of routed experts.
+
+    vLLM refines the checkpoint's 128 where a rank's slice is not a multiple of it
+    (vllm/model_executor/layers/fused_moe/oracle/fp8.py, refine_fp8_moe_block_shape).
+    """
+    if experts.intermediate % FP8_BLOCK == 0:
+        return FP8_BLOCK
+    return gcd(FP8_BLOCK, experts.intermediate, experts.inputs)
+
+
+@lru_cache(maxsize=4096)
+def check_parallelism(model: Model, parallelism: Parallelism) -> str | None:
+    """Why vLLM would refuse to split `model` this way, None where it would not.
+
+    Sources: vllm/config/model.py (verify_with_parallel_config), the divisions in its parallel layers,
+    vllm/model_executor/layers/quantization (group and block alignment).
+    """
+    if parallelism.pp > model.layers:
+        return f"pipeline parallel size {parallelism.pp} exceeds the {model.layers} layers"
+    if parallelism.ep and not model.has_moe:
+        return "expert parallelism needs a mixture of experts"
+    if padded_vocab(model.vocab) % parallelism.tp:
+        return _undivided(parallelism.tp, "padded vocabulary", padded_vocab(model.vocab))
+    for index, layer in enumerate(model.layer_kinds):
+        problem = next(_layer_problems(layer, parallelism), None)
+        if problem is None:
+            problem = next(
+                _alignment_problems(layer, layer_gemms(model, index, parallelism), parallelism), None
+            )
+        if problem is not None:
+            return problem
+    return None
+
+
+def _undivided(ranks: int, what: str, amount: int) -> str:
+    return f"tensor parallel size {ranks} does not divide {what} {amount}"
+
+
+def _layer_problems(layer: Layer, parallelism: Parallelism) -> Iterator[str]:
+    """Amounts that do not divide over the ranks."""
+    tp = parallelism.tp
+    for what, amount in _divided(layer):
+        if amount % tp:
+            yield _undivided(tp, what, amount)
+    if isinstance(layer.attention, SoftmaxAttention) and layer.attention.kv_heads % tp:
+        kv_heads = layer.attention.kv_heads
+        if kv_heads > tp or tp % kv_heads:
+            yield f"tensor parallel size {tp} and key-value heads {kv_heads} are not multiples of each other"
+    if isinstance(layer.attention, MambaMixer) and layer.attention.groups > 1 and layer.attention.groups % tp:
+        yield _undivided(tp, "mamba groups", layer.attention.groups)
+    if isinstance(layer.ffn, MoeFfn):
+        ranks = expert_ranks(parallelism)
+        if tp > layer.ffn.experts:
+            yield f"tensor parallel size {tp} exceeds the {layer.ffn.experts} experts"
+        if not parallelism.ep and layer.ffn.intermediate % ranks:
+            yield f"{ranks} ranks do not divide expert width {layer.ffn.intermediate}"
+        if parallelism.ep and ranks > layer.ffn.experts:
+            yield f"{ranks} expert parallel ranks exceed the {layer.ffn.experts} experts"
+
+
+def _divided(layer: Layer) -> Iterator[tuple[str, int]]:
+    """What every tensor-parallel rank takes an equal share of."""
+    match layer.attention:
+        case SoftmaxAttention() | LatentAttention():
+            yield "attention heads", layer.attention.heads
+        case LinearAttention():
+            yield "linear attention key heads", layer.attention.key_heads
+            yield "linear attention value heads", layer.attention.value_heads
+        case MambaMixer():
+            yield "mamba heads", layer.attention.heads
+    match layer.ffn:
+        case DenseFfn():
+            yield "feed-forward width", layer.ffn.intermediate
+        case MoeFfn():
+            yield "shared expert width", layer.ffn.shared_intermediate
+            if layer.ffn.parallel_dense is not None:
+                yield "feed-forward width", layer.ffn.parallel_dense.intermediate
+
+
+ROW_PARALLEL = frozenset(
+    {
+        GemmRole.ATTENTION_OUT,
+        GemmRole.DOWN,
+        GemmRole.SHARED_DOWN,
+        GemmRole.LINEAR_OUT,
+        GemmRole.MAMBA_OUT,
+    }
+)
+REPLICATED = frozenset(
+    {GemmRole.MLA_DOWN, GemmRole.INDEXER, GemmRole.ROUTER, GemmRole.LATENT_IN, GemmRole.LATENT_OUT}
+)
+
+
+def _alignment_problems(layer: Layer, products: LayerGemms, parallelism: Parallelism) -> Iterator[str]:
+    """Quantised weights whose slices do not hold whole scale groups or blocks."""
+    for gemm in products.gemms:
+        if gemm.stored is None or gemm.role in REPLICATED:
+            continue
+        if gemm.dtype is WeightDtype.FP8_BLOCK:
+            sizes = (gemm.k,) if gemm.role in ROW_PARALLEL else _output_parts(gemm, layer, parallelism.tp)
+            if any(size % FP8_BLOCK for size in sizes) and (parallelism.tp > 1 or len(sizes) > 1):
+                yield f"{gemm.role} of one rank is not a multiple of the fp8 block {FP8_BLOCK}"
+        elif gemm.stored.group_size and gemm.role in ROW_PARALLEL and gemm.k % gemm.stored.group_size:
+            yield f"{gemm.role} inputs of one rank, {gemm.k}, are not a multiple of the {gemm.dtype} group"
+    experts = products.experts
+    if experts is None or experts.stored is None:
+        return
+    if experts.dtype is WeightDtype.FP8_BLOCK and expert_block(experts) < FP8_BLOCK_MIN:
+        yield f"expert width of one rank, {experts.intermediate}, does not hold whole fp8 blocks"
+    elif experts.stored.group_size and experts.intermediate % experts.stored.group_size:
+        yield f"expert width of one rank, {experts.intermediate}, is not a multiple of the {experts.dtype} group"
+
+
+def _output_parts(gemm: Gemm, layer: Layer, tp: int) -> tuple[int, ...]:
+    """Outputs of each checkpoint tensor joined in a column-parallel projection."""
+    if gemm.role is GemmRole.QKV and isinstance(layer.attention, SoftmaxAttention):
+        attention = layer.attention
+        kv_heads = max(1, attention.kv_heads // tp)
+        queries = gemm.n - kv_heads * (attention.head_dim + attention.v_head_dim)
+        return queries, kv_heads * attention.head_dim, kv_heads * attention.v_head_dim
+    if gemm.role in {GemmRole.GATE_UP, GemmRole.SHARED_GATE_UP}:
+        ffn = layer.ffn
+        gated = not isinstance(ffn, DenseFfn | MoeFfn) or ffn.gated
+        return (gemm.n // 2, gemm.n // 2) if gated else (gemm.n,)
+    return (gemm.n,)

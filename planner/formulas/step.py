@@ -28,6 +28,7 @@ from planner.domain.model import (
 )
 from planner.formulas.arrays import FloatArray, IntArray
 from planner.formulas.gemms import head_gemm, layer_gemms
+from planner.formulas.kv_cache import resolve_kv_dtype
 from planner.formulas.operators import (
     AttentionShape,
     ContextAttention,
@@ -129,6 +130,7 @@ def compile_step(
     """The iteration time of a model on one replica's GPUs; pipeline stages are summed."""
     tokens = GRID_TOKENS
     body_s = np.zeros_like(tokens)
+    kv_bytes = KV_BYTES[resolve_kv_dtype(model, kv_dtype)]
     scopes: dict[float, list[float]] = {UNLIMITED_TOKENS: [0.0, 0.0]}
     decode_constant_s = decode_per_sequence_s = context_constant_s = context_per_token_s = 0.0
     message_s = all_reduce_s(
@@ -139,7 +141,7 @@ def compile_step(
         body_s += count * _layer_body_s(model, index, parallelism, ops, message_s)
         if kind.attention is None:
             continue
-        decode, context, scope = _attention(kind.attention, parallelism, _kv_bytes(model, kv_dtype), ops)
+        decode, context, scope = _attention(kind.attention, parallelism, kv_bytes, ops)
         decode_constant_s += count * decode.constant_s
         decode_per_sequence_s += count * decode.per_sequence_s
         context_constant_s += count * context.constant_s
@@ -169,13 +171,6 @@ def _free_scope(scopes: dict[float, list[float]], scope: float) -> float:
     if scope in scopes or len(scopes) < SCOPES:
         return scope
     return min(scopes, key=lambda known: abs(np.log(known / scope)))
-
-
-def _kv_bytes(model: Model, kv_dtype: KvDtype) -> int:
-    if kv_dtype is KvDtype.AUTO:
-        asks_fp8 = model.quantization is not None and model.quantization.kv_fp8
-        return KV_BYTES[KvDtype.FP8 if asks_fp8 else KvDtype.BF16]
-    return KV_BYTES[kv_dtype]
 
 
 def _layer_body_s(

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from functools import lru_cache
-from math import ceil, gcd, prod
+from math import ceil, prod
 from typing import NamedTuple
 
 from planner.domain.deployment import Parallelism
@@ -19,9 +19,16 @@ from planner.domain.model import (
     Quantization,
     SoftmaxAttention,
 )
-from planner.formulas.gemms import Experts, Gemm, head_gemm, layer_gemms, padded_vocab
+from planner.formulas.gemms import (
+    FP8_BLOCK,
+    Experts,
+    Gemm,
+    expert_block,
+    head_gemm,
+    layer_gemms,
+    padded_vocab,
+)
 
-FP8_BLOCK = 128
 FP32 = "fp32"
 POST_LOAD = "post_load"
 """Group of the tensors that appear after the checkpoint is loaded."""
@@ -59,7 +66,7 @@ class WeightTensor(NamedTuple):
     """`embedding`, `attention`, `ffn`, `experts`, `norm`, `head`, `vision` or `post_load`."""
     name: str
     shape: tuple[int, ...]
-    count: int
+    copies: int
     dtype: str
     size_bytes: int
     """All of them together, with scales and zero points."""
@@ -140,7 +147,7 @@ def weight_tensors(model: Model, parallelism: Parallelism, pp_rank: int = 0) -> 
         count = part.count(kind_index)
         if count:
             tensors += [
-                tensor._replace(count=tensor.count * count, size_bytes=tensor.size_bytes * count)
+                tensor._replace(copies=tensor.copies * count, size_bytes=tensor.size_bytes * count)
                 for tensor in _layer_tensors(model, kind_index, parallelism)
             ]
     return tuple(tensors)
@@ -166,7 +173,7 @@ def parameter_count(model: Model) -> ParameterCount:
     whole = Parallelism()
     total = active = 0
     for tensor in _outer_tensors(model, whole, 0):
-        values = prod(tensor.shape) * tensor.count
+        values = prod(tensor.shape) * tensor.copies
         total += values
         active += 0 if tensor.group == "vision" else values
     padding = (padded_vocab(model.vocab) - model.vocab) * model.hidden * (1 if model.tied_embeddings else 2)
@@ -175,7 +182,7 @@ def parameter_count(model: Model) -> ParameterCount:
         for tensor in _layer_tensors(model, kind_index, whole):
             if tensor.group == POST_LOAD:
                 continue
-            values = prod(tensor.shape) * tensor.count * count
+            values = prod(tensor.shape) * tensor.copies * count
             total += values
             active += _active_values(values, tensor, layer)
     return ParameterCount(total - padding, active - padding)
@@ -194,7 +201,9 @@ def _outer_tensors(model: Model, parallelism: Parallelism, pp_rank: int) -> Iter
     first, last = pp_rank == 0, pp_rank == parallelism.pp - 1
     head = head_gemm(model, parallelism)
     if first or (last and model.tied_embeddings):
-        yield _plain(_Small("embedding", "embed_tokens", (padded_vocab(model.vocab) // tp, model.hidden), dtype))
+        yield _plain(
+            _Small("embedding", "embed_tokens", (padded_vocab(model.vocab) // tp, model.hidden), dtype)
+        )
     if first and model.position_embeddings:
         yield _plain(_Small("embedding", "positions", (model.position_embeddings, model.hidden), dtype))
     if last and not model.tied_embeddings:
@@ -288,17 +297,6 @@ def _expert_tensor(name: str, shape: tuple[int, int, int], experts: Experts, *, 
     return WeightTensor("experts", f"experts_{name}", shape, 1, experts.dtype, count * one_bytes)
 
 
-def expert_block(experts: Experts) -> int:
-    """Side of an fp8 scale block of routed experts.
-
-    vLLM refines the checkpoint's 128 where a rank's slice is not a multiple of it
-    (vllm/model_executor/layers/fused_moe/oracle/fp8.py, refine_fp8_moe_block_shape).
-    """
-    if experts.intermediate % FP8_BLOCK == 0:
-        return FP8_BLOCK
-    return gcd(FP8_BLOCK, experts.intermediate, experts.inputs)
-
-
 def _small_tensors(model: Model, layer: Layer, parallelism: Parallelism) -> Iterator[_Small]:
     dtype = model.activation_dtype
     if layer.norms:
@@ -308,6 +306,8 @@ def _small_tensors(model: Model, layer: Layer, parallelism: Parallelism) -> Iter
     match layer.attention:
         case SoftmaxAttention():
             yield from _softmax_small(layer.attention, parallelism.tp, dtype)
+            if any(how.dtype in {WeightDtype.FP8, WeightDtype.FP8_BLOCK} for _, how in layer.quantized):
+                yield _Small("attention", "kv_scales", (2,), FP32)
         case LatentAttention():
             yield from _latent_small(layer.attention, dtype)
         case LinearAttention():

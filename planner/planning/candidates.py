@@ -100,7 +100,9 @@ def replicas_on(
                 for pp in pipeline_degrees(supply):
                     parallelism = Parallelism(tp=tp, pp=pp)
                     yield (
-                        Replica(variant, instance.gpu, parallelism, kv_dtype, cluster_of(instance, parallelism)),
+                        Replica(
+                            variant, instance.gpu, parallelism, kv_dtype, cluster_of(instance, parallelism)
+                        ),
                         tp == degrees[-1],
                     )
 

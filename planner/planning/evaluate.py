@@ -8,8 +8,8 @@ import numpy as np
 
 from planner.domain.deployment import EngineSettings, MemoryBudget
 from planner.domain.plan import Bottleneck, Latency, Question
-from planner.domain.workload import Slo, Workload
 from planner.domain.units import seconds_to_ms
+from planner.domain.workload import Slo, Workload
 from planner.formulas.arrays import FloatArray
 from planner.formulas.step import StepTable, stack
 from planner.planning.sizing import Placed, Refusal, Sizer, memory_refusal
@@ -75,7 +75,7 @@ def choices(
 ) -> list[Choice] | Refusal:
     """Every set of flags under which the replica starts, or why it never does."""
     found = []
-    roomiest: MemoryBudget | None = None
+    refusals = []
     workload = question.workload
     context = workload.mean_input_tokens + workload.mean_output_tokens / 2.0
     request_bytes = float(placed.kv.request_bytes(context))
@@ -90,13 +90,10 @@ def choices(
             )
             budget = sizer.budget(placed, engine)
             if budget.fits:
-                found.append(Choice(replica, engine, budget, budget.kv_cache_bytes / request_bytes))
-            if roomiest is None or budget.kv_cache_bytes > roomiest.kv_cache_bytes:
-                roomiest = budget
-    if found:
-        return found
-    assert roomiest is not None
-    return memory_refusal(placed, roomiest)
+                found.append(Choice(replica, engine, budget, placed.kv.usable_bytes(budget.kv_cache_bytes) / request_bytes))
+            else:
+                refusals.append(memory_refusal(placed, budget, engine))
+    return found or min(refusals, key=lambda refusal: refusal.need / refusal.have)
 
 
 def load_of(rows: Sequence[tuple[int, EngineSettings, float]], workload: Workload) -> Load:
@@ -138,7 +135,9 @@ def capabilities(
         if held is None or rates[index] * NEARLY_AS_GOOD > rates[held]:
             best[option.replica] = index
     return table, {
-        replica: _capability(options[index], (rates[index], crossing[index]), (state, running, index), question)
+        replica: _capability(
+            options[index], (rates[index], crossing[index]), (state, running, index), question
+        )
         for replica, index in best.items()
     }
 
@@ -208,9 +207,7 @@ def _missed(bottleneck: Bottleneck, promised_s: float, best_ms: float) -> Refusa
     )
 
 
-def _binding(
-    option: Choice, state: ServingState, point: tuple[int, int], question: Question
-) -> Bottleneck:
+def _binding(option: Choice, state: ServingState, point: tuple[int, int], question: Question) -> Bottleneck:
     """What stops the replica from carrying more."""
     slo = question.slo
     near_full = float(state.running_requests[point]) > CACHE_BOUND_RATIO * option.kv_requests
@@ -223,9 +220,7 @@ def _binding(
     return Bottleneck.THROUGHPUT
 
 
-def serve(
-    table: StepTable, loaded: Sequence[tuple[Capability, float]], workload: Workload
-) -> list[Service]:
+def serve(table: StepTable, loaded: Sequence[tuple[Capability, float]], workload: Workload) -> list[Service]:
     """Every capability at the request rate it is given: latency percentiles and occupancy."""
     if not loaded:
         return []

@@ -88,6 +88,7 @@ def predict(cases: Sequence[Case], facts: Facts) -> list[Prediction]:
             case.parallelism,
             kv_dtype=case.kv_dtype,
             cluster=default_cluster(case.gpu, case.parallelism),
+            engine_version=case.engine.engine_version,
         )
         if isinstance(placed, Refusal):
             predictions.append(Prediction(refusal=placed))
@@ -95,7 +96,7 @@ def predict(cases: Sequence[Case], facts: Facts) -> list[Prediction]:
         budget = sizer.budget(placed, case.engine)
         if not budget.fits:
             predictions.append(
-                Prediction(budget, refusal=memory_refusal(placed, budget), basis=placed.operators.basis)
+                Prediction(budget, refusal=memory_refusal(placed, budget, case.engine), basis=placed.operators.basis)
             )
             continue
         predictions.append(Prediction(budget, basis=placed.operators.basis))
@@ -169,7 +170,7 @@ def _load(rows: Sequence[tuple[int, int, Case, Placed, MemoryBudget]]) -> Load:
                 workload.length_low_ratio,
                 case.engine.max_num_batched_tokens,
                 case.engine.max_num_seqs,
-                max(budget.kv_cache_bytes / resident_bytes, 1.0),
+                max(placed.kv.usable_bytes(budget.kv_cache_bytes) / resident_bytes, 1.0),
                 workload.arrival_cv,
                 1.0 if case.engine.async_scheduling else 0.0,
             )
@@ -184,14 +185,20 @@ def _serve(table: StepTable, load: Load, cases: Sequence[Case]) -> ServingState:
     if workloads[0].concurrency is not None:
         users = np.array([workload.concurrency or 1 for workload in workloads], dtype=np.float64)
         requests = np.array(
-            [workload.num_requests or REQUESTS_PER_USER * (workload.concurrency or 1) for workload in workloads],
+            [
+                workload.num_requests or REQUESTS_PER_USER * (workload.concurrency or 1)
+                for workload in workloads
+            ],
             dtype=np.float64,
         )
         return closed_loop(table, load, np.maximum(users / ranks, 1.0), requests / ranks)
     rates = np.array([workload.requests_per_s or 0.0 for workload in workloads]) / ranks
     state = open_loop(table, load, running_at_rate(table, load, rates))
     requests = np.array(
-        [workload.num_requests or OPEN_LOOP_SPAN_S * (workload.requests_per_s or 0.0) for workload in workloads]
+        [
+            workload.num_requests or OPEN_LOOP_SPAN_S * (workload.requests_per_s or 0.0)
+            for workload in workloads
+        ]
     )
     return _overloaded(state, rates, requests / ranks)
 

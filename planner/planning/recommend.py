@@ -19,7 +19,15 @@ from planner.domain.plan import (
 )
 from planner.formulas.cost import token_prices, usd_per_month
 from planner.planning.candidates import Replica, Site, price_of, replicas_on, sites
-from planner.planning.evaluate import Capability, Choice, Service, capabilities, choices, default_max_model_len, serve
+from planner.planning.evaluate import (
+    Capability,
+    Choice,
+    Service,
+    capabilities,
+    choices,
+    default_max_model_len,
+    serve,
+)
 from planner.planning.facts import Facts
 from planner.planning.sizing import Placed, Refusal, Sizer
 from planner.serving.fleet import pack, replicas_for
@@ -104,6 +112,7 @@ def _verdicts(
                 parallelism,
                 kv_dtype=replica.kv_dtype,
                 cluster=replica.cluster,
+                engine_version=question.engine_version,
             )
             flags = (
                 where

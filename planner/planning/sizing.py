@@ -8,6 +8,7 @@ from planner.domain.hardware import Gpu
 from planner.domain.model import Model
 from planner.domain.plan import Bottleneck
 from planner.domain.units import bytes_to_gib
+from planner.formulas.activations import ActivationShape, activation_shape
 from planner.formulas.dtype_support import kv_dtype_problem, weight_dtype_problem
 from planner.formulas.gemms import check_parallelism
 from planner.formulas.kv_cache import KvLayout, kv_layout
@@ -39,6 +40,7 @@ class Placed(NamedTuple):
     operators: GpuOperators
     weights_bytes: int
     kv: KvLayout
+    card: Card
 
     @property
     def weight_dtype(self) -> WeightDtype:
@@ -47,19 +49,34 @@ class Placed(NamedTuple):
         return quantization.dtype if quantization is not None else self.model.activation_dtype
 
 
+class _Sharded(NamedTuple):
+    weights_bytes: int
+    activations: ActivationShape
+
+
 class Sizer:
     """Places models on GPUs and remembers what layouts share: weights, KV pages, step models."""
 
     def __init__(self, facts: Facts) -> None:
         self._facts = facts
-        self._weights: dict[tuple[int, Parallelism], int] = {}
-        self._kv: dict[tuple[int, Parallelism, KvDtype], KvLayout] = {}
-        self._models: dict[int, Model] = {}
+        self._sharded: dict[tuple[int, Parallelism], _Sharded | str] = {}
+        self._kv: dict[tuple[int, Parallelism, KvDtype, str], KvLayout] = {}
+        self._kept: dict[int, Model] = {}
 
     def place(
-        self, model: Model, gpu: Gpu, parallelism: Parallelism, *, kv_dtype: KvDtype, cluster: Cluster
+        self,
+        model: Model,
+        gpu: Gpu,
+        parallelism: Parallelism,
+        *,
+        kv_dtype: KvDtype,
+        cluster: Cluster,
+        engine_version: str = "",
     ) -> Placed | Refusal:
-        """The model on these GPUs, or why vLLM would not start it there."""
+        """The model on these GPUs, or why vLLM would not start it there.
+
+        Raises `InputError` where `engine_version` is not a vLLM version.
+        """
         if not gpu.vllm_backend:
             return Refusal(
                 Bottleneck.BACKEND, 1, 0, "backend", f"{gpu.name} does not run the vLLM kernels modelled here"
@@ -69,16 +86,12 @@ class Sizer:
         problem = weight_dtype_problem(weight_dtype, gpu) or kv_dtype_problem(kv_dtype, gpu)
         if problem is not None:
             return Refusal(Bottleneck.DTYPE, 1, 0, "support", problem)
-        key = (id(model), parallelism)
-        self._models[id(model)] = model
-        if key not in self._weights:
-            problem = check_parallelism(model, parallelism)
-            if problem is not None:
-                return Refusal(Bottleneck.PARALLELISM, parallelism.gpus, parallelism.tp, "ranks", problem)
-            self._weights[key] = weights_bytes(model, parallelism)
-        kv_key = (id(model), parallelism, kv_dtype)
-        if kv_key not in self._kv:
-            self._kv[kv_key] = kv_layout(model, parallelism, kv_dtype)
+        sharded = self._shard(model, parallelism)
+        if isinstance(sharded, str):
+            return Refusal(Bottleneck.PARALLELISM, parallelism.gpus, parallelism.tp, "ranks", sharded)
+        key = (id(model), parallelism, kv_dtype, engine_version)
+        if key not in self._kv:
+            self._kv[key] = kv_layout(model, parallelism, kv_dtype, engine_version=engine_version)
         return Placed(
             model=model,
             gpu=gpu,
@@ -86,15 +99,25 @@ class Sizer:
             kv_dtype=kv_dtype,
             cluster=cluster,
             operators=self._facts.operators_for(gpu),
-            weights_bytes=self._weights[key],
-            kv=self._kv[kv_key],
+            weights_bytes=sharded.weights_bytes,
+            kv=self._kv[key],
+            card=Card(gpu, parallelism, sharded.activations),
         )
+
+    def _shard(self, model: Model, parallelism: Parallelism) -> _Sharded | str:
+        """What one rank holds, or why the model cannot be divided so; models are told apart by identity."""
+        key = (id(model), parallelism)
+        self._kept[id(model)] = model
+        if key not in self._sharded:
+            problem = check_parallelism(model, parallelism)
+            self._sharded[key] = problem or _Sharded(
+                weights_bytes(model, parallelism), activation_shape(model, parallelism)
+            )
+        return self._sharded[key]
 
     def budget(self, placed: Placed, engine: EngineSettings) -> MemoryBudget:
         """One GPU's memory under these settings; `fits` says whether the engine starts."""
-        return memory_budget(
-            Card(placed.gpu, placed.parallelism), placed.weights_bytes, placed.kv, engine, self._facts.memory
-        )
+        return memory_budget(placed.card, placed.weights_bytes, placed.kv, engine, self._facts.memory)
 
     def step(self, placed: Placed) -> StepModel:
         """The replica's iteration time."""
@@ -103,18 +126,20 @@ class Sizer:
         )
 
 
-def memory_refusal(placed: Placed, budget: MemoryBudget) -> Refusal:
+def memory_refusal(placed: Placed, budget: MemoryBudget, engine: EngineSettings) -> Refusal:
     """Why a replica does not start for lack of memory, with the two numbers."""
-    request_bytes = placed.kv.request_bytes(float(budget.max_model_len))
-    need_gib = bytes_to_gib(budget.weights_bytes + budget.overhead_bytes + float(request_bytes))
-    have_gib = bytes_to_gib(budget.requested_bytes)
+    request_bytes = placed.kv.reserved_bytes(engine.max_model_len, engine.max_num_batched_tokens)
+    weights_gib, overhead_gib, request_gib, have_gib = (
+        bytes_to_gib(size)
+        for size in (budget.weights_bytes, budget.overhead_bytes, request_bytes, budget.requested_bytes)
+    )
+    need_gib = weights_gib + overhead_gib + request_gib
     return Refusal(
         Bottleneck.MEMORY,
         need_gib,
         have_gib,
         "GiB per GPU",
-        f"weights {bytes_to_gib(budget.weights_bytes):.1f} GiB, overhead "
-        f"{bytes_to_gib(budget.overhead_bytes):.1f} GiB and one request of {budget.max_model_len} tokens "
-        f"{bytes_to_gib(float(request_bytes)):.1f} GiB need {need_gib:.1f} GiB of the {have_gib:.1f} GiB "
+        f"weights {weights_gib:.1f} GiB, overhead {overhead_gib:.1f} GiB and one request of "
+        f"{engine.max_model_len} tokens {request_gib:.1f} GiB need {need_gib:.1f} GiB of the {have_gib:.1f} GiB "
         f"that the engine may use on one {placed.gpu.name}",
     )

@@ -106,13 +106,16 @@ def _round(table: StepTable, load: Load, running: FloatArray, others_ratio: Floa
     """The average step while `running` sequences are in the replica, [any shape] like the load.
 
     `others_ratio` is the share of prompt work that a request sees from others: 1 in an open loop, (n-1)/n closed.
+    Where prompts bind, at most B (O-1) / (I + O-1) sequences decode: the budget then splits like the tokens do.
     """
     pipeline = table.pp[load.layout]
     n = np.maximum(running / pipeline, 1e-9)
-    room = np.maximum(load.batched_tokens - n, 1.0)
+    answer_steps = load.output_tokens - 1.0
+    most_decoding = load.batched_tokens * answer_steps / (load.input_tokens + answer_steps)
+    room = np.maximum(load.batched_tokens - np.minimum(n, most_decoding), 1.0)
     prefill_steps = np.maximum(1.0, load.input_tokens / room)
-    steps = np.maximum(load.output_tokens - 1.0 + prefill_steps, n * load.input_tokens / room)
-    decoding = n * (load.output_tokens - 1.0) / steps
+    steps = np.maximum(answer_steps + prefill_steps, n * load.input_tokens / room)
+    decoding = n * answer_steps / steps
     context = load.cached_tokens + load.input_tokens + load.output_tokens / 2.0
     arrivals = n / steps
     prompt_tokens = arrivals * load.input_tokens
@@ -125,7 +128,7 @@ def _round(table: StepTable, load: Load, running: FloatArray, others_ratio: Floa
     seen_share, seen_chunk = _prefill_in_steps(prompt_tokens * others_ratio, arrivals * others_ratio, room)
     seen_s = mixed_step_s(table, load, decoding, context, seen_chunk)
     tpot_s = (1.0 - seen_share) * decode_s + seen_share * seen_s
-    gaps = np.maximum(load.output_tokens - 1.0, 1.0)
+    gaps = np.maximum(answer_steps, 1.0)
     tpot_noise_s = (seen_s - decode_s) * np.sqrt(seen_share * (1.0 - seen_share) / gaps)
 
     own_chunk = np.minimum(room, load.input_tokens / prefill_steps + prompt_tokens * others_ratio)
@@ -154,7 +157,9 @@ class _Wait(NamedTuple):
     def quantile_s(self, quantile: float) -> FloatArray:
         """The waiting time not exceeded with probability `quantile`."""
         scale = self.mean_s / np.maximum(self.probability, 1e-12)
-        return np.asarray(scale * np.log(np.maximum(self.probability / (1.0 - quantile), 1.0)), dtype=np.float64)
+        return np.asarray(
+            scale * np.log(np.maximum(self.probability / (1.0 - quantile), 1.0)), dtype=np.float64
+        )
 
 
 def _queue_wait(
@@ -251,18 +256,16 @@ def closed_loop(
     first_wave = np.clip(running / np.maximum(num_requests, running), 0.0, 1.0)
 
     def ttft(quantile: float) -> FloatArray:
-        steady = (
-            steady_s
-            + queue_s
-            + (2.0 * quantile - 1.0) * np.minimum(now.residual_s, steady_s)
-        )
+        steady = steady_s + queue_s + (2.0 * quantile - 1.0) * np.minimum(now.residual_s, steady_s)
         in_burst = burst_s * (1.0 - (1.0 - quantile) / np.maximum(first_wave, 1e-12))
         return np.asarray(np.where(quantile > 1.0 - first_wave, np.maximum(steady, in_burst), steady))
 
     def tpot(quantile: float) -> FloatArray:
         return now.tpot_s + Z_SCORES[quantile] * now.tpot_noise_s
 
-    ttft_mean = first_wave * np.maximum(burst_mean_s, now.prefill_s) + (1.0 - first_wave) * (steady_s + queue_s)
+    ttft_mean = first_wave * np.maximum(burst_mean_s, now.prefill_s) + (1.0 - first_wave) * (
+        steady_s + queue_s
+    )
     return ServingState(
         requests_per_s=now.requests_per_s,
         running_requests=running,

@@ -110,7 +110,9 @@ def softmax_attention(
     heads = fields.whole(f"{prefix}num_attention_heads", "n_head", high=100_000)
     kv_heads = fields.whole(f"{prefix}num_key_value_heads", default=heads, high=100_000)
     if heads % kv_heads:
-        raise fields.refuse(f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
+        raise fields.refuse(
+            f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}"
+        )
     head_dim = fields.optional_whole(f"{prefix}head_dim", high=65_536)
     if head_dim is None:
         hidden = hidden_size(fields)
@@ -190,11 +192,15 @@ def experts_per_token(fields: Fields, experts: int, *names: str) -> int:
     """Experts a token is sent to."""
     chosen = fields.whole(*(names or ("num_experts_per_tok", "experts_per_token")), high=100_000)
     if chosen > experts:
-        raise fields.refuse(f"{(names or ('num_experts_per_tok',))[0]} {chosen} exceeds the {experts} experts")
+        raise fields.refuse(
+            f"{(names or ('num_experts_per_tok',))[0]} {chosen} exceeds the {experts} experts"
+        )
     return chosen
 
 
-def stack(attentions: Sequence[Attention], ffns: Sequence[Ffn], *, norms: int = 2, norm_bias: bool = False) -> list[Layer]:
+def stack(
+    attentions: Sequence[Attention], ffns: Sequence[Ffn], *, norms: int = 2, norm_bias: bool = False
+) -> list[Layer]:
     """Layers of one attention and one feed-forward block each."""
     made: dict[tuple[int, int], Layer] = {}
     layers = []

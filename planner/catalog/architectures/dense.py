@@ -63,9 +63,7 @@ def qwen2(fields: Fields) -> Decoder:
 def qwen3(fields: Fields) -> Decoder:
     """Qwen 3 (vllm/model_executor/models/qwen3.py)."""
     bias = fields.flag("attention_bias")
-    return _qwen(
-        fields, softmax_attention(fields, bias=bias, output_bias=bias, qk_norm=QkNorm.PER_HEAD)
-    )
+    return _qwen(fields, softmax_attention(fields, bias=bias, output_bias=bias, qk_norm=QkNorm.PER_HEAD))
 
 
 def _qwen(fields: Fields, attention: SoftmaxAttention) -> Decoder:

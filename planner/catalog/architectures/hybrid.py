@@ -190,7 +190,11 @@ def _nas_layer(fields: Fields, block: Fields) -> Layer:
     attention, ffn = block.section("attention"), block.section("ffn")
     if attention is None or ffn is None:
         raise block.refuse("attention and ffn are needed")
-    for part, name in ((attention, "replace_with_linear"), (ffn, "replace_with_linear"), (attention, "window_length")):
+    for part, name in (
+        (attention, "replace_with_linear"),
+        (ffn, "replace_with_linear"),
+        (attention, "window_length"),
+    ):
         if part.get(name) not in {None, False}:
             raise part.refuse(f"{name} is not understood")
     mixer = None if attention.flag("no_op") else _nas_attention(fields, attention)

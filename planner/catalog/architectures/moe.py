@@ -2,6 +2,8 @@
 
 from planner.catalog.architectures.base import (
     DECODER_NAMES,
+    FULL,
+    SLIDING,
     Architecture,
     Decoder,
     Names,
@@ -17,7 +19,6 @@ from planner.catalog.architectures.base import (
     stack,
     windowed,
 )
-from planner.catalog.architectures.base import FULL, SLIDING
 from planner.catalog.config_fields import TOKENS_MAX, Fields
 from planner.domain.model import DenseFfn, Ffn, GemmRole, MoeFfn, QkNorm, SoftmaxAttention
 

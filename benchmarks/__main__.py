@@ -1,0 +1,102 @@
+"""Measures each budget and prints measured, budget and their ratio; nothing fails here, nothing is timed in tests."""
+
+import csv
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from planner.assemble import Ask, facts_for, question_from
+from planner.planning.recommend import recommend
+
+REPEATS = 5
+ROWS = 4000
+PLAN = ["plan", "--model", "meta-llama/Llama-3.1-70B", "--weight-dtype", "fp8", "--input-tokens", "1024"]
+PLAN += ["--output-tokens", "256", "--requests-per-s", "10", "--ttft-p95-ms", "2000", "--tpot-p95-ms", "60"]
+RUN = {
+    "model": "meta-llama/Llama-3.1-70B",
+    "weight_dtype": "fp8",
+    "input_tokens": "1024",
+    "output_tokens": "256",
+    "engine": "vllm",
+}
+
+
+def median_s(action: Callable[[], object], repeats: int = REPEATS) -> float:
+    """Median wall time of an action after one that warms it [s]."""
+    action()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        action()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def planner_process(*arguments: str) -> Callable[[], object]:
+    """A whole process of the command line."""
+    command = [sys.executable, "-m", "planner", *arguments]
+    return lambda: subprocess.run(command, check=True, capture_output=True)
+
+
+def peak_child_mb() -> float:
+    """Largest resident size of any finished child process [MB]."""
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+
+
+def runs_table(path: Path) -> None:
+    """A runs table of many different deployments and loads."""
+    with path.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, [*RUN, "gpu", "tp", "concurrency"])
+        writer.writeheader()
+        for row in range(ROWS):
+            gpu = ("H100-SXM-80GB", "A100-SXM-80GB", "H200-SXM-141GB", "B200")[row % 4]
+            writer.writerow({**RUN, "gpu": gpu, "tp": (2, 4, 8)[row % 3], "concurrency": 1 + row % 128})
+
+
+def predict_rows_per_s(folder: Path) -> float:
+    """Rows a second of `predict`, process start included."""
+    source, target = folder / "runs.csv", folder / "out.csv"
+    runs_table(source)
+    return ROWS / median_s(planner_process("predict", str(source), "--output", str(target)), 3)
+
+
+def screened_per_s() -> tuple[float, float]:
+    """Seconds of one recommendation, and sets of flags with their 26 loads screened a second."""
+    ask = Ask(model=PLAN[2], weight_dtype=("fp8",), preset="chat")
+    question, facts = question_from(ask), facts_for()
+    seconds = median_s(lambda: recommend(question, facts))
+    return seconds, recommend(question, facts).settings_tried / seconds
+
+
+def main() -> None:
+    """Prints the table."""
+    imports = median_s(lambda: subprocess.run([sys.executable, "-c", "import planner"], check=True))
+    bare = median_s(lambda: subprocess.run([sys.executable, "-c", "pass"], check=True))
+    plan = median_s(planner_process(*PLAN))
+    plan_mb = peak_child_mb()
+    recommend_s, settings_per_s = screened_per_s()
+    with tempfile.TemporaryDirectory() as folder:
+        rows_per_s = predict_rows_per_s(Path(folder))
+    table = Table("what", "measured", "budget", "measured / budget", title="Budgets")
+    for what, value, budget, unit in (
+        ("`plan` over the whole catalog, process wall", plan, 2.0, "s"),
+        ("`plan`, peak memory", plan_mb, 500.0, "MB"),
+        ("`import planner` (start of Python taken off)", imports - bare, 0.5, "s"),
+        ("a new recommendation in process (dashboard)", recommend_s, 0.5, "s"),
+    ):
+        table.add_row(what, f"{value:.3g} {unit}", f"{budget:g} {unit}", f"{value / budget:.2f}")
+    table.add_row("`predict`, process start included", f"{rows_per_s:,.0f} rows/s", "2,000 rows/s", f"{rows_per_s / 2000:.2f}")
+    table.add_row("screening (flags of one layout)", f"{settings_per_s:,.0f}/s", "-", "-")
+    Console(width=110).print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,236 @@
+"""Fits the memory coefficients on vLLM start-up logs, and says how well they predict a model left out.
+
+`python -m planner.calibrate.fit_memory LOGS.csv calibration/memory.json` writes the shipped file.
+"""
+
+import csv
+import math
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import numpy as np
+
+from planner.catalog.load import find_gpu
+from planner.catalog.models import load_model
+from planner.domain.deployment import EngineSettings, Parallelism
+from planner.domain.dtypes import KvDtype
+from planner.domain.evidence import Estimate
+from planner.domain.hardware import Gpu
+from planner.domain.model import Model
+from planner.domain.units import bytes_to_gib, gib_to_bytes
+from planner.formulas.activations import activation_shape
+from planner.formulas.engine_defaults import (
+    EngineVersion,
+    capture_sizes,
+    engine_rules,
+    parse_version,
+    server_defaults,
+)
+from planner.formulas.kv_cache import KvLayout, kv_layout
+from planner.formulas.memory import (
+    Card,
+    MemoryCoefficients,
+    activation_peak_bytes,
+    cuda_graph_bytes,
+    memory_budget,
+)
+from planner.formulas.weights import weights_bytes
+
+GRAPHS_ESTIMATED_SINCE = EngineVersion(0, 18, 0)
+"""Older logs report what was left over after capture, which can be negative."""
+COVERAGE = 0.9
+UTILIZATION_FLAG = re.compile(r"gpu-memory-utilization: ([0-9.]+)")
+
+
+class StartupLog(NamedTuple):
+    """What one engine logged when it started."""
+
+    run_id: str
+    model: Model
+    card: Card
+    engine: EngineSettings
+    kv: KvLayout
+    weights_bytes: int
+    kv_cache_bytes: int
+    kv_cache_tokens: int
+    cuda_graph_bytes: int
+
+    @property
+    def overhead_bytes(self) -> int:
+        """What the engine's share holds beside weights and KV cache."""
+        requested = math.ceil(self.card.gpu.memory_bytes * self.engine.gpu_memory_utilization)
+        return requested - self.weights_bytes - self.kv_cache_bytes
+
+
+class MemoryErrors(NamedTuple):
+    """Relative errors of a prediction, one a run, in the order of the runs."""
+
+    weights: tuple[float, ...]
+    kv_bytes: tuple[float, ...]
+    kv_tokens: tuple[float, ...]
+
+
+def read_startup_logs(path: Path) -> list[StartupLog]:
+    """Start-up logs of a CSV in the columns of a runs table.
+
+    Rows whose noted flags contradict their `gpu_memory_utilization` are left out: which of the two was run
+    is not known.
+    """
+    with path.open(newline="", encoding="utf-8") as stream:
+        return [_startup_log(row) for row in csv.DictReader(stream) if not _contradicts_itself(row)]
+
+
+def fit_memory(logs: Sequence[StartupLog], provenance: str) -> MemoryCoefficients:
+    """Medians of what the formulas leave unexplained, with 90 % intervals over the runs."""
+    per_layer = [
+        _graph_bytes_per_layer(log)
+        for log in logs
+        if parse_version(log.engine.engine_version) >= GRAPHS_ESTIMATED_SINCE and log.cuda_graph_bytes > 0
+    ]
+    coefficients = MemoryCoefficients(
+        non_torch_bytes=_certain(0.0),
+        collective_bytes=_certain(0.0),
+        cuda_graph_bytes_per_layer=_estimate(per_layer) if per_layer else _certain(0.0),
+        overhead_relative_error=0.0,
+        provenance=provenance,
+    )
+    explained = [log for log in logs if not _profiles_encoder(log)]
+    left_over = {log.run_id: log.overhead_bytes - _known_bytes(log, coefficients) for log in explained}
+    alone = [left_over[log.run_id] for log in explained if log.card.parallelism.tp == 1]
+    together = [left_over[log.run_id] for log in explained if log.card.parallelism.tp > 1]
+    base = _estimate(alone or together)
+    collective = _estimate([max(0.0, size - base.value) for size in together]) if together else _certain(0.0)
+    fitted = coefficients.model_copy(update={"non_torch_bytes": base, "collective_bytes": collective})
+    misses = [abs(log.overhead_bytes / _overhead_bytes(log, fitted) - 1) for log in logs]
+    return fitted.model_copy(update={"overhead_relative_error": float(np.quantile(misses, COVERAGE))})
+
+
+def leave_one_model_out(logs: Sequence[StartupLog]) -> MemoryErrors:
+    """Errors on each run with its model's runs left out of the fit."""
+    fits = {
+        name: fit_memory([log for log in logs if log.model.name != name], "left out")
+        for name in {log.model.name for log in logs}
+    }
+    budgets = [
+        memory_budget(
+            log.card,
+            weights_bytes(log.model, log.card.parallelism),
+            log.kv,
+            log.engine,
+            fits[log.model.name],
+        )
+        for log in logs
+    ]
+    pairs = list(zip(budgets, logs, strict=True))
+    return MemoryErrors(
+        weights=tuple(budget.weights_bytes / log.weights_bytes - 1 for budget, log in pairs),
+        kv_bytes=tuple(budget.kv_cache_bytes / log.kv_cache_bytes - 1 for budget, log in pairs),
+        kv_tokens=tuple(budget.kv_cache_tokens / log.kv_cache_tokens - 1 for budget, log in pairs),
+    )
+
+
+def _known_bytes(log: StartupLog, coefficients: MemoryCoefficients) -> int:
+    rules = engine_rules(log.engine.engine_version)
+    graphs = cuda_graph_bytes(log.card, log.engine, coefficients) if rules.charges_cuda_graphs else 0
+    return activation_peak_bytes(log.card, log.engine, rules) + graphs
+
+
+def _overhead_bytes(log: StartupLog, coefficients: MemoryCoefficients) -> int:
+    return memory_budget(log.card, log.weights_bytes, log.kv, log.engine, coefficients).overhead_bytes
+
+
+def _profiles_encoder(log: StartupLog) -> bool:
+    """The vision encoder's own peak is not modelled; before 0.17 it exceeded the language model's."""
+    return log.model.vision is not None and engine_rules(log.engine.engine_version).sampler_sorts
+
+
+def _graph_bytes_per_layer(log: StartupLog) -> float:
+    engine = log.engine
+    sizes = capture_sizes(
+        engine.max_num_seqs, engine.max_num_batched_tokens, engine_version=engine.engine_version
+    )
+    nothing_per_layer = MemoryCoefficients(
+        non_torch_bytes=_certain(0.0),
+        collective_bytes=_certain(0.0),
+        cuda_graph_bytes_per_layer=_certain(0.0),
+        overhead_relative_error=0.0,
+        provenance="",
+    )
+    pool = cuda_graph_bytes(log.card, engine, nothing_per_layer)
+    return max(0.0, log.cuda_graph_bytes - pool) / (len(sizes) * log.card.activations.layers)
+
+
+def _estimate(values: Iterable[float]) -> Estimate:
+    known = list(values)
+    low, high = np.quantile(known, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
+    return Estimate(value=round(median(known)), low=math.floor(low), high=math.ceil(high), n=len(known))
+
+
+def _certain(value: float) -> Estimate:
+    return Estimate(value=value, low=value, high=value, n=0)
+
+
+def _contradicts_itself(row: dict[str, str]) -> bool:
+    flag = UTILIZATION_FLAG.search(row["notes"])
+    return flag is not None and float(flag[1]) != float(row["gpu_memory_utilization"])
+
+
+def _startup_log(row: dict[str, str]) -> StartupLog:
+    gpu = _with_memory(find_gpu(row["gpu"]), float(row["gpu_memory_gib"]))
+    parallelism = Parallelism(tp=int(row["tp"]), pp=int(row["pp"]))
+    model = load_model(row["model"])
+    defaults = server_defaults(gpu, row["engine_version"])
+    engine = EngineSettings(
+        max_num_seqs=int(row["max_num_seqs"] or defaults.max_num_seqs),
+        max_num_batched_tokens=int(row["max_num_batched_tokens"] or defaults.max_num_batched_tokens),
+        max_model_len=int(float(row["max_model_len"])),
+        gpu_memory_utilization=float(row["gpu_memory_utilization"]),
+        enforce_eager=row["enforce_eager"] == "True",
+        async_scheduling=defaults.async_scheduling,
+        engine_version=row["engine_version"],
+    )
+    return StartupLog(
+        run_id=row["run_id"],
+        model=model,
+        card=Card(gpu, parallelism, activation_shape(model, parallelism)),
+        engine=engine,
+        kv=kv_layout(
+            model,
+            parallelism,
+            KvDtype(row["kv_dtype"] or "auto"),
+            engine_version=engine.engine_version,
+            async_scheduling=engine.async_scheduling,
+        ),
+        weights_bytes=gib_to_bytes(float(row["weights_gib_per_gpu"])),
+        kv_cache_bytes=gib_to_bytes(float(row["kv_cache_gib_per_gpu"])),
+        kv_cache_tokens=int(float(row["kv_cache_tokens"])),
+        cuda_graph_bytes=gib_to_bytes(float(row["cudagraph_gib"])),
+    )
+
+
+def _with_memory(gpu: Gpu, memory_gib: float) -> Gpu:
+    return gpu.model_copy(update={"memory_bytes": gib_to_bytes(memory_gib)})
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Fits on the table, writes the coefficients and prints their errors with each model left out."""
+    table, target = map(Path, arguments)
+    logs = read_startup_logs(table)
+    models = ", ".join(sorted({log.model.name for log in logs}))
+    fitted = fit_memory(logs, f"{len(logs)} vLLM start-up logs of {table.name}: {models}")
+    written = target.with_suffix(".partial")
+    written.write_text(fitted.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    written.replace(target)
+    errors = leave_one_model_out(logs)
+    for name, values in errors._asdict().items():
+        size = np.abs(values)
+        print(f"{name}: median {np.median(size):.2%}, 90 % within {np.quantile(size, 0.9):.2%}")
+    print(f"non-torch {bytes_to_gib(fitted.non_torch_bytes.value):.2f} GiB, {fitted}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,35 @@
+"""Reads the fitted memory coefficients: the user's own where there are any, else those shipped."""
+
+from functools import lru_cache
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from planner.catalog.paths import shipped_calibration_dir, user_calibration_dir
+from planner.domain.base import InputError
+from planner.formulas.memory import MemoryCoefficients
+
+FILE_NAME = "memory.json"
+
+
+def read_memory_coefficients(calibration_dir: Path | None = None) -> MemoryCoefficients:
+    """The coefficients in `calibration_dir`, else in the user's folder, else the shipped ones.
+
+    Raises:
+        InputError: the file cannot be read, or is not what `planner.calibrate.fit_memory` writes.
+    """
+    wanted = [calibration_dir] if calibration_dir is not None else []
+    candidates = [folder / FILE_NAME for folder in (*wanted, user_calibration_dir(), shipped_calibration_dir())]
+    return _read(next((path for path in candidates if path.is_file()), candidates[-1]))
+
+
+@lru_cache(maxsize=8)
+def _read(path: Path) -> MemoryCoefficients:
+    try:
+        return MemoryCoefficients.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"memory coefficients {path} cannot be read: {error.strerror}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "file"
+        raise InputError(f"memory coefficients {path}: {where}: {first['msg']}") from None

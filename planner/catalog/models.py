@@ -1,0 +1,122 @@
+"""Models by reference: a path, a bundled name or alias, or a Hugging Face id."""
+
+import csv
+from functools import lru_cache
+from pathlib import Path
+
+from planner.catalog.huggingface import fetch_config
+from planner.catalog.model_config import parse_model, read_config, read_json_object, with_weight_dtype
+from planner.catalog.nearest import nearest
+from planner.catalog.paths import data_dir
+from planner.domain.base import Frozen, InputError
+from planner.domain.dtypes import WeightDtype
+from planner.domain.model import Model
+
+
+class BundledModel(Frozen):
+    """A model whose config comes with the program."""
+
+    name: str
+    architecture: str
+    """The class vLLM would load."""
+    aliases: tuple[str, ...]
+    source: str
+    as_of: str
+    path: Path
+
+    @property
+    def short_name(self) -> str:
+        """The name without its organisation."""
+        return self.name.rpartition("/")[2]
+
+
+@lru_cache(maxsize=1)
+def bundled_models() -> tuple[BundledModel, ...]:
+    """Every bundled model, in the order of `data/models/index.csv`."""
+    return tuple(
+        BundledModel(
+            name=row["name"],
+            architecture=_declared_class(path),
+            aliases=tuple(alias for alias in row["aliases"].split("|") if alias),
+            source=row["source"],
+            as_of=row["as_of"],
+            path=path,
+        )
+        for row, path in _index()
+    )
+
+
+@lru_cache(maxsize=1)
+def _index() -> tuple[tuple[dict[str, str], Path], ...]:
+    """Rows of the index with the file each names."""
+    folder = data_dir() / "models"
+    with (folder / "index.csv").open(encoding="utf-8", newline="") as stream:
+        return tuple((row, folder / row["file"]) for row in csv.DictReader(stream))
+
+
+def _declared_class(path: Path) -> str:
+    classes = read_json_object(path).get("architectures")
+    return str(classes[0]) if isinstance(classes, list) and classes else ""
+
+
+@lru_cache(maxsize=1)
+def _by_name() -> dict[str, tuple[str, Path]]:
+    """Bundled models by full name, alias and, where only one has it, name without organisation."""
+    full: dict[str, tuple[str, Path]] = {}
+    short: dict[str, list[tuple[str, Path]]] = {}
+    for row, path in _index():
+        entry = (row["name"], path)
+        for spelling in (row["name"], *row["aliases"].split("|")):
+            full[spelling.casefold()] = entry
+        short.setdefault(row["name"].rpartition("/")[2].casefold(), []).append(entry)
+    return {name: entries[0] for name, entries in short.items() if len(entries) == 1} | full
+
+
+def load_model(reference: str, *, weight_dtype: WeightDtype | None = None) -> Model:
+    """The model `reference` means: an existing path, else a bundled name or alias, else a Hugging Face id.
+
+    A path is a config file of any name or a folder with `config.json`; names ignore case.
+
+    Raises:
+        InputError: nothing is meant by it, its config is not understood, or it cannot be had as `weight_dtype`.
+    """
+    return with_weight_dtype(_load(reference.strip()), weight_dtype)
+
+
+def _load(reference: str) -> Model:
+    if not reference or "\0" in reference:
+        raise InputError("model: give a path to a config.json, a bundled name or a Hugging Face id")
+    path = Path(reference)
+    if _exists(path):
+        return _from_path(path)
+    entry = _by_name().get(reference.casefold())
+    if entry is not None:
+        return _bundled(*entry)
+    near = nearest(reference.rpartition("/")[2], (row["name"] for row, _ in _index()))
+    hint = f"; the nearest bundled are {', '.join(near)}" if near else ""
+    if reference.count("/") != 1 or path.suffix == ".json" or reference.startswith((".", "/", "~")):
+        raise InputError(f'model "{reference[:200]}" is neither a path nor a bundled name{hint}')
+    files = fetch_config(reference, hint)
+    hf_quant = None if files.hf_quant is None else read_json_object(files.hf_quant)
+    source = f"https://huggingface.co/{reference}"
+    return parse_model(read_json_object(files.config), name=reference, hf_quant=hf_quant, source=source)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
+def _from_path(path: Path) -> Model:
+    files = read_config(path)
+    stem = files.path.name.removesuffix(".json").removesuffix("_config")
+    name = files.path.resolve().parent.name if files.path.name == "config.json" else stem
+    return parse_model(files.config, name=name, hf_quant=files.hf_quant, source=str(path))
+
+
+@lru_cache(maxsize=256)
+def _bundled(name: str, path: Path) -> Model:
+    files = read_config(path)
+    return parse_model(files.config, name=name, hf_quant=files.hf_quant, source=path.name)

@@ -1,0 +1,60 @@
+"""Numbers as people read them: three significant digits, no false precision."""
+
+import math
+
+DIGITS = 3
+
+
+def rounded(value: float, digits: int = DIGITS) -> float:
+    """`value` to so many significant digits; infinities and NaN as they are.
+
+    >>> rounded(12345.678), rounded(0.00123456)
+    (12300.0, 0.00123)
+    """
+    if value == 0 or not math.isfinite(value):
+        return value
+    return round(value, digits - 1 - math.floor(math.log10(abs(value))))
+
+
+def number(value: float, digits: int = DIGITS) -> str:
+    """Significant digits with thousands separated.
+
+    >>> number(12345.678), number(3.14159), number(9.999), number(0.0456)
+    ('12,300', '3.14', '10.0', '0.0456')
+    """
+    if not math.isfinite(value):
+        return "unknown" if math.isnan(value) else "∞"
+    if value == 0:
+        return "0"
+    near = rounded(value, digits)
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(near))))
+    return f"{near:,.{decimals}f}"
+
+
+def usd(value: float) -> str:
+    """US dollars; the sign stands before the currency.
+
+    >>> usd(-12345.0), usd(0.4321)
+    ('-$12,300', '$0.432')
+    """
+    return f"{'-' if value < 0 else ''}${number(abs(value))}"
+
+
+def percent(ratio: float) -> str:
+    """A ratio in percent, finer below ten.
+
+    >>> percent(0.4567), percent(-0.0456), percent(float("nan"))
+    ('46 %', '-4.6 %', 'unknown')
+    """
+    if not math.isfinite(ratio):
+        return "unknown"
+    return f"{100 * ratio:.{0 if abs(ratio) >= 0.0995 else 1}f} %"
+
+
+def milliseconds(time_ms: float) -> str:
+    """A latency given in ms; shown in s where it is long.
+
+    >>> milliseconds(45.67), milliseconds(65400.0)
+    ('45.7 ms', '65.4 s')
+    """
+    return f"{number(time_ms / 1e3)} s" if time_ms >= 1e4 else f"{number(time_ms)} ms"

@@ -1,0 +1,65 @@
+"""The `vllm serve` line of a deployment; flag names are those of vllm/engine/arg_utils.py (0.11 to 0.32)."""
+
+import shlex
+from pathlib import Path
+
+from planner.domain.deployment import EngineSettings, Layout
+from planner.domain.dtypes import KvDtype, WeightDtype
+from planner.domain.model import Model
+from planner.formulas.engine_defaults import engine_rules
+
+KV_CACHE_DTYPE = {KvDtype.BF16: "bfloat16", KvDtype.FP16: "float16", KvDtype.FP8: "fp8"}
+UNQUANTISED = (None, WeightDtype.BF16, WeightDtype.FP16)
+
+
+def served_reference(model: Model) -> str:
+    """What `vllm serve` calls the model: its Hugging Face id, or the folder of a local checkpoint."""
+    if "/" in model.name or not model.source:
+        return model.name
+    path = Path(model.source)
+    return str(path.parent) if path.name == "config.json" else str(path)
+
+
+def missing_checkpoint(checkpoint: Model, weight_dtype: WeightDtype | None) -> str | None:
+    """What has to be found first where vLLM cannot quantise this checkpoint to `weight_dtype` when loading it.
+
+    vLLM turns 16-bit weights into fp8 while loading (`--quantization fp8`); every other format has to be stored.
+    """
+    if checkpoint.quantization is not None or weight_dtype in UNQUANTISED or weight_dtype is WeightDtype.FP8:
+        return None
+    return f"needs a checkpoint of {checkpoint.name} stored as {weight_dtype}: vLLM quantises to fp8 only"
+
+
+def serve_command(
+    checkpoint: Model, engine: EngineSettings, layout: Layout, *, across_instances: bool = False
+) -> str:
+    """One shell line that starts a replica of `checkpoint` under these settings.
+
+    Where the wanted weight format needs another checkpoint, a comment at the end says which. A replica
+    across instances is started through Ray.
+    """
+    parallelism = layout.parallelism
+    words = ["vllm", "serve", served_reference(checkpoint)]
+    words += ["--tensor-parallel-size", str(parallelism.tp)]
+    if parallelism.pp > 1:
+        words += ["--pipeline-parallel-size", str(parallelism.pp)]
+    if parallelism.dp > 1:
+        words += ["--data-parallel-size", str(parallelism.dp)]
+    if parallelism.ep:
+        words.append("--enable-expert-parallel")
+    if across_instances:
+        words += ["--distributed-executor-backend", "ray"]
+    if checkpoint.quantization is None and layout.weight_dtype is WeightDtype.FP8:
+        words += ["--quantization", "fp8"]
+    if layout.kv_dtype in KV_CACHE_DTYPE:
+        words += ["--kv-cache-dtype", KV_CACHE_DTYPE[layout.kv_dtype]]
+    words += ["--max-model-len", str(engine.max_model_len)]
+    words += ["--max-num-seqs", str(engine.max_num_seqs)]
+    words += ["--max-num-batched-tokens", str(engine.max_num_batched_tokens)]
+    words += ["--gpu-memory-utilization", f"{engine.gpu_memory_utilization:g}"]
+    if engine.enforce_eager:
+        words.append("--enforce-eager")
+    if engine.async_scheduling != engine_rules(engine.engine_version).async_scheduling:
+        words.append("--async-scheduling" if engine.async_scheduling else "--no-async-scheduling")
+    missing = missing_checkpoint(checkpoint, layout.weight_dtype)
+    return shlex.join(words) + (f"  # {missing}" if missing else "")

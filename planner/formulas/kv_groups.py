@@ -1,0 +1,106 @@
+"""How vLLM puts layers with different caches on pages of one size and into groups that share a block pool.
+
+Follows vllm/v1/core/kv_cache_utils.py (get_kv_cache_groups) and vllm/platforms/interface.py
+(_align_hybrid_block_size) of vLLM 0.32.0 with its default, layer-outermost cache layout.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from planner.formulas.kv_layers import CacheKind, LayerCache
+
+HYBRID_MLA_ALIGNMENT_TOKENS = 128
+
+
+class Page(NamedTuple):
+    """One block of one layer."""
+
+    kind: CacheKind
+    block_tokens: int
+    size_bytes: int
+    window_tokens: int | None
+    latent: bool
+
+
+class PagedLayer(NamedTuple):
+    """A decoder layer and the pages one of its caches is kept on."""
+
+    layer: int
+    page: Page
+
+
+class Group(NamedTuple):
+    """Layers that share one block table."""
+
+    page: Page
+    """Of each layer, apart from its size where layers of one kind differ in width."""
+    members: tuple[PagedLayer, ...]
+
+    def block_bytes(self, first: int, last: int) -> int:
+        """What one block id takes in the decoder layers `[first, last)` [bytes]."""
+        return sum(member.page.size_bytes for member in self.members if first <= member.layer < last)
+
+
+def page_layers(caches: Sequence[tuple[int, LayerCache]], block_size: int) -> list[PagedLayer]:
+    """Each cache of each decoder layer on pages of `block_size` tokens.
+
+    In a hybrid the attention block grows until its page holds a state, and states are padded to that page.
+    """
+    states = [cache.state_bytes for _, cache in caches if cache.kind is CacheKind.STATE]
+    attention = [cache for _, cache in caches if cache.kind is not CacheKind.STATE]
+    state_page_bytes = max(states, default=0)
+    if states and attention:
+        first = attention[0]
+        step = max(block_size, HYBRID_MLA_ALIGNMENT_TOKENS) if first.latent else block_size
+        block_size = step * max(1, -(-state_page_bytes // (step * first.bytes_per_token)))
+        state_page_bytes = block_size * first.bytes_per_token
+    return [
+        PagedLayer(
+            layer,
+            Page(
+                cache.kind,
+                block_size,
+                state_page_bytes if cache.kind is CacheKind.STATE else block_size * cache.bytes_per_token,
+                cache.window_tokens,
+                cache.latent,
+            ),
+        )
+        for layer, cache in caches
+    ]
+
+
+def group_layers(paged: Sequence[PagedLayer], group_ratio: float) -> tuple[Group, ...]:
+    """Groups of layers, each with its own block table, all drawing blocks of one size from one pool.
+
+    Layers of one kind and scope are one group, whatever their widths. Otherwise pages are made equal, every
+    kind is cut into groups of as many layers as the rarest kind has (or the commonest, where they are within
+    `group_ratio` of each other), and layers are dealt out to them in turn.
+    """
+    if not paged:
+        return ()
+    if len({(p.page.kind, p.page.window_tokens, p.page.block_tokens) for p in paged}) == 1:
+        return (Group(paged[0].page, tuple(paged)),)
+    buckets: dict[Page, list[PagedLayer]] = {}
+    for member in _with_equal_pages(paged):
+        buckets.setdefault(member.page, []).append(member)
+    rarest, commonest = min(map(len, buckets.values())), max(map(len, buckets.values()))
+    group_size = commonest if commonest < rarest * group_ratio else rarest
+    return tuple(
+        Group(page, tuple(members[i::count]))
+        for page, members in buckets.items()
+        for count in (-(-len(members) // group_size),)
+        for i in range(count)
+    )
+
+
+def _with_equal_pages(paged: Sequence[PagedLayer]) -> list[PagedLayer]:
+    """Smaller pages take more tokens where that fills the largest exactly, else they are padded to it."""
+    largest = max(member.page.size_bytes for member in paged)
+    return [member._replace(page=_grown(member.page, largest)) for member in paged]
+
+
+def _grown(page: Page, size_bytes: int) -> Page:
+    if page.kind is CacheKind.STATE or size_bytes % page.size_bytes:
+        return page._replace(size_bytes=size_bytes)
+    ratio = size_bytes // page.size_bytes
+    return page._replace(size_bytes=size_bytes, block_tokens=page.block_tokens * ratio)
