@@ -93,7 +93,12 @@ def main() -> None:
         ("a new recommendation in process (dashboard)", recommend_s, 0.5, "s"),
     ):
         table.add_row(what, f"{value:.3g} {unit}", f"{budget:g} {unit}", f"{value / budget:.2f}")
-    table.add_row("`predict`, process start included", f"{rows_per_s:,.0f} rows/s", "2,000 rows/s", f"{rows_per_s / 2000:.2f}")
+    table.add_row(
+        "`predict`, process start included",
+        f"{rows_per_s:,.0f} rows/s",
+        "2,000 rows/s",
+        f"{rows_per_s / 2000:.2f}",
+    )
     table.add_row("screening (flags of one layout)", f"{settings_per_s:,.0f}/s", "-", "-")
     Console(width=110).print(table)
 

@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError
 
 from planner.calibrate.store import calibration_directories, operators_for, read_accuracy
 from planner.catalog.load import apply_price_overrides, find_gpu, find_preset, gpus, offers
-from planner.catalog.memory_coefficients import load_memory_coefficients
+from planner.catalog.memory_coefficients import read_memory_coefficients
 from planner.catalog.model_config import with_weight_dtype
 from planner.catalog.models import load_model
 from planner.catalog.nearest import unknown
@@ -226,7 +226,7 @@ def facts_for(
         gpus=_gpus_by_name(),
         offers=found,
         operators_for=lambda gpu: operators_for(gpu, directories),
-        memory=load_memory_coefficients(calibration_dir),
+        memory=read_memory_coefficients(calibration_dir),
         accuracy=read_accuracy(directories),
         today=datetime.now(UTC).date().isoformat(),
     )

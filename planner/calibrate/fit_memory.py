@@ -21,11 +21,10 @@ from planner.domain.dtypes import KvDtype
 from planner.domain.evidence import Estimate
 from planner.domain.hardware import Gpu
 from planner.domain.model import Model
-from planner.domain.units import bytes_to_gib, gib_to_bytes
+from planner.domain.units import gib_to_bytes
 from planner.formulas.activations import activation_shape
 from planner.formulas.engine_defaults import (
     EngineVersion,
-    capture_sizes,
     engine_rules,
     parse_version,
     server_defaults,
@@ -35,6 +34,7 @@ from planner.formulas.memory import (
     Card,
     MemoryCoefficients,
     activation_peak_bytes,
+    captured_sizes,
     cuda_graph_bytes,
     memory_budget,
 )
@@ -44,6 +44,15 @@ GRAPHS_ESTIMATED_SINCE = EngineVersion(0, 18, 0)
 """Older logs report what was left over after capture, which can be negative."""
 COVERAGE = 0.9
 UTILIZATION_FLAG = re.compile(r"gpu-memory-utilization: ([0-9.]+)")
+
+NOTHING = Estimate(value=0.0, low=0.0, high=0.0, n=0)
+NOTHING_FITTED = MemoryCoefficients(
+    non_torch_bytes=NOTHING,
+    collective_bytes=NOTHING,
+    cuda_graph_bytes_per_layer=NOTHING,
+    overhead_relative_error=0.0,
+    provenance="",
+)
 
 
 class StartupLog(NamedTuple):
@@ -70,6 +79,8 @@ class MemoryErrors(NamedTuple):
     """Relative errors of a prediction, one a run, in the order of the runs."""
 
     weights: tuple[float, ...]
+    overhead: tuple[float, ...]
+    """As a share of what was predicted."""
     kv_bytes: tuple[float, ...]
     kv_tokens: tuple[float, ...]
 
@@ -85,28 +96,28 @@ def read_startup_logs(path: Path) -> list[StartupLog]:
 
 
 def fit_memory(logs: Sequence[StartupLog], provenance: str) -> MemoryCoefficients:
-    """Medians of what the formulas leave unexplained, with 90 % intervals over the runs."""
+    """Medians of what the formulas leave unexplained, with 90 % intervals over the runs.
+
+    The error of the whole is not set: `leave_one_model_out` tells it.
+    """
     per_layer = [
         _graph_bytes_per_layer(log)
         for log in logs
         if parse_version(log.engine.engine_version) >= GRAPHS_ESTIMATED_SINCE and log.cuda_graph_bytes > 0
     ]
-    coefficients = MemoryCoefficients(
-        non_torch_bytes=_certain(0.0),
-        collective_bytes=_certain(0.0),
-        cuda_graph_bytes_per_layer=_estimate(per_layer) if per_layer else _certain(0.0),
-        overhead_relative_error=0.0,
-        provenance=provenance,
+    coefficients = NOTHING_FITTED.model_copy(
+        update={
+            "cuda_graph_bytes_per_layer": _estimate(per_layer) if per_layer else NOTHING,
+            "provenance": provenance,
+        }
     )
     explained = [log for log in logs if not _profiles_encoder(log)]
     left_over = {log.run_id: log.overhead_bytes - _known_bytes(log, coefficients) for log in explained}
     alone = [left_over[log.run_id] for log in explained if log.card.parallelism.tp == 1]
     together = [left_over[log.run_id] for log in explained if log.card.parallelism.tp > 1]
     base = _estimate(alone or together)
-    collective = _estimate([max(0.0, size - base.value) for size in together]) if together else _certain(0.0)
-    fitted = coefficients.model_copy(update={"non_torch_bytes": base, "collective_bytes": collective})
-    misses = [abs(log.overhead_bytes / _overhead_bytes(log, fitted) - 1) for log in logs]
-    return fitted.model_copy(update={"overhead_relative_error": float(np.quantile(misses, COVERAGE))})
+    collective = _estimate([max(0.0, size - base.value) for size in together]) if together else NOTHING
+    return coefficients.model_copy(update={"non_torch_bytes": base, "collective_bytes": collective})
 
 
 def leave_one_model_out(logs: Sequence[StartupLog]) -> MemoryErrors:
@@ -128,6 +139,7 @@ def leave_one_model_out(logs: Sequence[StartupLog]) -> MemoryErrors:
     pairs = list(zip(budgets, logs, strict=True))
     return MemoryErrors(
         weights=tuple(budget.weights_bytes / log.weights_bytes - 1 for budget, log in pairs),
+        overhead=tuple(log.overhead_bytes / budget.overhead_bytes - 1 for budget, log in pairs),
         kv_bytes=tuple(budget.kv_cache_bytes / log.kv_cache_bytes - 1 for budget, log in pairs),
         kv_tokens=tuple(budget.kv_cache_tokens / log.kv_cache_tokens - 1 for budget, log in pairs),
     )
@@ -139,39 +151,21 @@ def _known_bytes(log: StartupLog, coefficients: MemoryCoefficients) -> int:
     return activation_peak_bytes(log.card, log.engine, rules) + graphs
 
 
-def _overhead_bytes(log: StartupLog, coefficients: MemoryCoefficients) -> int:
-    return memory_budget(log.card, log.weights_bytes, log.kv, log.engine, coefficients).overhead_bytes
-
-
 def _profiles_encoder(log: StartupLog) -> bool:
     """The vision encoder's own peak is not modelled; before 0.17 it exceeded the language model's."""
     return log.model.vision is not None and engine_rules(log.engine.engine_version).sampler_sorts
 
 
 def _graph_bytes_per_layer(log: StartupLog) -> float:
-    engine = log.engine
-    sizes = capture_sizes(
-        engine.max_num_seqs, engine.max_num_batched_tokens, engine_version=engine.engine_version
-    )
-    nothing_per_layer = MemoryCoefficients(
-        non_torch_bytes=_certain(0.0),
-        collective_bytes=_certain(0.0),
-        cuda_graph_bytes_per_layer=_certain(0.0),
-        overhead_relative_error=0.0,
-        provenance="",
-    )
-    pool = cuda_graph_bytes(log.card, engine, nothing_per_layer)
-    return max(0.0, log.cuda_graph_bytes - pool) / (len(sizes) * log.card.activations.layers)
+    pool = cuda_graph_bytes(log.card, log.engine, NOTHING_FITTED)
+    graphs = len(captured_sizes(log.card, log.engine)) * log.card.activations.layers
+    return max(0.0, log.cuda_graph_bytes - pool) / graphs
 
 
 def _estimate(values: Iterable[float]) -> Estimate:
     known = list(values)
     low, high = np.quantile(known, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
     return Estimate(value=round(median(known)), low=math.floor(low), high=math.ceil(high), n=len(known))
-
-
-def _certain(value: float) -> Estimate:
-    return Estimate(value=value, low=value, high=value, n=0)
 
 
 def _contradicts_itself(row: dict[str, str]) -> bool:
@@ -221,15 +215,16 @@ def main(arguments: Sequence[str]) -> None:
     table, target = map(Path, arguments)
     logs = read_startup_logs(table)
     models = ", ".join(sorted({log.model.name for log in logs}))
-    fitted = fit_memory(logs, f"{len(logs)} vLLM start-up logs of {table.name}: {models}")
+    errors = leave_one_model_out(logs)
+    fitted = fit_memory(logs, f"{len(logs)} vLLM start-up logs ({models})").model_copy(
+        update={"overhead_relative_error": round(float(np.quantile(np.abs(errors.overhead), COVERAGE)), 3)}
+    )
     written = target.with_suffix(".partial")
     written.write_text(fitted.model_dump_json(indent=2) + "\n", encoding="utf-8")
     written.replace(target)
-    errors = leave_one_model_out(logs)
     for name, values in errors._asdict().items():
         size = np.abs(values)
-        print(f"{name}: median {np.median(size):.2%}, 90 % within {np.quantile(size, 0.9):.2%}")
-    print(f"non-torch {bytes_to_gib(fitted.non_torch_bytes.value):.2f} GiB, {fitted}")
+        print(f"{name}: median {np.median(size):.2%}, 90 % within {np.quantile(size, COVERAGE):.2%}")
 
 
 if __name__ == "__main__":

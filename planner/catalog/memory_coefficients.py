@@ -19,7 +19,9 @@ def read_memory_coefficients(calibration_dir: Path | None = None) -> MemoryCoeff
         InputError: the file cannot be read, or is not what `planner.calibrate.fit_memory` writes.
     """
     wanted = [calibration_dir] if calibration_dir is not None else []
-    candidates = [folder / FILE_NAME for folder in (*wanted, user_calibration_dir(), shipped_calibration_dir())]
+    candidates = [
+        folder / FILE_NAME for folder in (*wanted, user_calibration_dir(), shipped_calibration_dir())
+    ]
     return _read(next((path for path in candidates if path.is_file()), candidates[-1]))
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from pydantic import ValidationError
 
-from planner.catalog.architectures import TEXT_ARCHITECTURES, Decoder
+from planner.catalog.architectures import NOT_MODELLED, TEXT_ARCHITECTURES, Decoder
 from planner.catalog.architectures.wrappers import TEXT_CLASS, text_fields, with_vision
 from planner.catalog.config_fields import Fields, shown
 from planner.catalog.quantization import QuantizationRules, read_rules
@@ -99,23 +99,25 @@ def parse_json_object(raw: bytes, where: str) -> Mapping[str, object]:
         raise InputError(f"model config {where}: not UTF-8 at byte {error.start}") from None
     try:
         # Published Nemotron configs hold Infinity in a field that does not matter here; NaN is always damage.
-        value = json.loads(text, parse_constant=_constant)
+        value = json.loads(text, parse_constant=lambda name: _constant(name, where))
     except RecursionError:
         raise InputError(f"model config {where}: nested too deeply") from None
     except json.JSONDecodeError as error:
         raise InputError(
             f"model config {where}: not JSON at line {error.lineno} column {error.colno} ({error.msg})"
         ) from None
-    except ValueError as error:
-        raise InputError(f"model config {where}: {error}") from None
+    except InputError:
+        raise
+    except ValueError:
+        raise InputError(f"model config {where}: holds a whole number too long to be read") from None
     if not isinstance(value, dict):
         raise InputError(f"model config {where}: must be a JSON object, got {shown(value)}")
     return value
 
 
-def _constant(name: str) -> float:
+def _constant(name: str, where: str) -> float:
     if name == "NaN":
-        raise ValueError("holds NaN, which is not a number")
+        raise InputError(f"model config {where}: holds NaN, which is no number")
     return float(name.replace("Infinity", "inf"))
 
 
@@ -172,6 +174,8 @@ def _architecture(fields: Fields) -> str:
         return _architecture_of_type(fields)
     classes = fields.texts("architectures")
     known = [name for name in classes if name in TEXT_ARCHITECTURES or name in TEXT_CLASS]
+    if not known and classes[0] in NOT_MODELLED:
+        raise fields.refuse(f"architecture {classes[0]} is not modelled: {NOT_MODELLED[classes[0]]}")
     if not known:
         raise fields.refuse(f"architecture {shown(classes[0])} is not known{_nearest_class(classes[0])}")
     return known[0]
@@ -187,22 +191,23 @@ def _architecture_of_type(fields: Fields) -> str:
     model_type = fields.text("model_type")
     if not model_type:
         raise fields.refuse("architectures and model_type are missing")
-    plain = model_type.replace("_", "").replace("-", "").lower()
-    known = [*TEXT_ARCHITECTURES, *TEXT_CLASS]
-    found = [
-        name
-        for name in known
-        if name.replace("_", "").removesuffix("ForCausalLM").removesuffix("ForConditionalGeneration").lower()
-        == plain
-    ]
-    if len(found) > 1:
-        wanted = "ForConditionalGeneration" if fields.has("text_config") else "ForCausalLM"
-        found = [name for name in found if name.endswith(wanted)]
+    is_text = model_type.endswith("_text") or not fields.has("text_config")
+    suffix = "ForCausalLM" if is_text else "ForConditionalGeneration"
+    plain = _letters(model_type.removesuffix("_text"))
+    found = {
+        TEXT_ARCHITECTURES.get(name, name): name
+        for name in reversed([*TEXT_ARCHITECTURES, *TEXT_CLASS])
+        if name.endswith(suffix) and _letters(name.removesuffix(suffix)) == plain
+    }
     if len(found) != 1:
         raise fields.refuse(
             f"architectures is missing and model_type {shown(model_type)} does not say which class it is"
         )
-    return found[0]
+    return next(iter(found.values()))
+
+
+def _letters(name: str) -> str:
+    return name.replace("_", "").replace("-", "").lower()
 
 
 def _text_class(architecture: str, text: Fields) -> str:

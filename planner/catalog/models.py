@@ -6,7 +6,7 @@ from pathlib import Path
 
 from planner.catalog.huggingface import fetch_config
 from planner.catalog.model_config import parse_model, read_config, read_json_object, with_weight_dtype
-from planner.catalog.nearest import nearest
+from planner.catalog.nearest import fold, nearest
 from planner.catalog.paths import data_dir
 from planner.domain.base import Frozen, InputError
 from planner.domain.dtypes import WeightDtype
@@ -84,7 +84,7 @@ def load_model(reference: str, *, weight_dtype: WeightDtype | None = None) -> Mo
 
 
 def _load(reference: str) -> Model:
-    if not reference or "\0" in reference:
+    if not reference.isprintable() or not reference:
         raise InputError("model: give a path to a config.json, a bundled name or a Hugging Face id")
     path = Path(reference)
     if _exists(path):
@@ -92,7 +92,7 @@ def _load(reference: str) -> Model:
     entry = _by_name().get(reference.casefold())
     if entry is not None:
         return _bundled(*entry)
-    near = nearest(reference.rpartition("/")[2], (row["name"] for row, _ in _index()))
+    near = _nearest_bundled(reference.rpartition("/")[2][:200])
     hint = f"; the nearest bundled are {', '.join(near)}" if near else ""
     if reference.count("/") != 1 or path.suffix == ".json" or reference.startswith((".", "/", "~")):
         raise InputError(f'model "{reference[:200]}" is neither a path nor a bundled name{hint}')
@@ -100,6 +100,13 @@ def _load(reference: str) -> Model:
     hf_quant = None if files.hf_quant is None else read_json_object(files.hf_quant)
     source = f"https://huggingface.co/{reference}"
     return parse_model(read_json_object(files.config), name=reference, hf_quant=hf_quant, source=source)
+
+
+def _nearest_bundled(word: str) -> list[str]:
+    """Bundled models whose name without organisation is part of `word`, then those spelled alike."""
+    names = {row["name"].rpartition("/")[2]: row["name"] for row, _ in _index()}
+    parts = [short for short in names if fold(short) in fold(word)]
+    return [names[short] for short in dict.fromkeys([*parts, *nearest(word, names)])][:3]
 
 
 def _exists(path: Path) -> bool:

@@ -50,7 +50,7 @@ def read_rules(config: Fields, hf_quant: Fields | None) -> QuantizationRules | N
         if not section.has("quant_algo"):
             return None
         return _modelopt(section)
-    if section is None:
+    if section is None or not section.values:
         return None
     method = section.text("quant_method", default="modelopt" if section.has("quant_algo") else "")
     reader = _METHODS.get(method.lower())

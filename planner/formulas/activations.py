@@ -43,6 +43,7 @@ class ForwardPeak(NamedTuple):
 class ActivationShape(NamedTuple):
     """What of a model and its layout decides the memory of the profiling run; made once per layout."""
 
+    architecture: str
     forward: ForwardPeak
     forward_deep_gemm: ForwardPeak
     """Where block-quantised experts run through DeepGEMM (Hopper); the same otherwise."""
@@ -69,6 +70,7 @@ def activation_shape(model: Model, parallelism: Parallelism) -> ActivationShape:
         if is_block_quantized and isinstance(kind.ffn, MoeFfn)
     ]
     return ActivationShape(
+        architecture=model.architecture,
         forward=forward,
         forward_deep_gemm=max(
             (ForwardPeak(streams + peak.bytes_per_token, peak.fixed_bytes) for peak in deep_gemm),

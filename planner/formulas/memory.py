@@ -8,7 +8,7 @@ from planner.domain.deployment import EngineSettings, MemoryBudget, Parallelism
 from planner.domain.evidence import Estimate
 from planner.domain.hardware import Gpu
 from planner.formulas.activations import ActivationShape, ForwardPeak
-from planner.formulas.engine_defaults import EngineRules, capture_sizes, engine_rules
+from planner.formulas.engine_defaults import EngineRules, capture_limit, capture_sizes, engine_rules
 from planner.formulas.kv_cache import KvLayout
 
 HOPPER = "9."
@@ -95,6 +95,16 @@ def cuda_graph_bytes(card: Card, engine: EngineSettings, coefficients: MemoryCoe
     return _cuda_graph_bytes(card, _forward_peak(card), engine, coefficients)
 
 
+def captured_sizes(card: Card, engine: EngineSettings) -> tuple[int, ...]:
+    """Step sizes this engine captures as CUDA graphs on this card, ascending [tokens]."""
+    return capture_sizes(
+        engine.max_num_seqs,
+        engine.max_num_batched_tokens,
+        limit=capture_limit(card.gpu, card.activations.architecture, engine.engine_version),
+        engine_version=engine.engine_version,
+    )
+
+
 def non_torch_bytes(parallelism: Parallelism, coefficients: MemoryCoefficients) -> int:
     """Growth outside torch's allocator after the start-up snapshot [bytes]."""
     collective = coefficients.collective_bytes.value if parallelism.tp > 1 else 0.0
@@ -111,9 +121,7 @@ def _cuda_graph_bytes(
 ) -> int:
     if engine.enforce_eager:
         return 0
-    sizes = capture_sizes(
-        engine.max_num_seqs, engine.max_num_batched_tokens, engine_version=engine.engine_version
-    )
+    sizes = captured_sizes(card, engine)
     layers = -(-card.activations.layers // card.parallelism.pp)
     pool = forward.size_bytes(sizes[-1]) if sizes else 0
     return pool + round(len(sizes) * layers * coefficients.cuda_graph_bytes_per_layer.value)

@@ -10,7 +10,7 @@ from planner.domain.deployment import EngineSettings, MemoryBudget
 from planner.domain.plan import Bottleneck, Latency, Question
 from planner.domain.units import seconds_to_ms
 from planner.domain.workload import Slo, Workload
-from planner.formulas.arrays import FloatArray
+from planner.formulas.arrays import FloatArray, IntArray
 from planner.formulas.step import StepTable, stack
 from planner.planning.sizing import Placed, Refusal, Sizer, memory_refusal
 from planner.serving.steady_state import (
@@ -67,7 +67,8 @@ def default_max_model_len(question: Question) -> int:
     if question.max_model_len is not None:
         return question.max_model_len
     longest = question.workload.input_tokens + question.workload.output_tokens
-    return min(question.variants[0].max_position, max(4096, 2 ** math.ceil(math.log2(2.0 * longest))))
+    roomy = int(2 ** math.ceil(math.log2(2.0 * longest)))
+    return min(question.variants[0].max_position, max(4096, roomy))
 
 
 def choices(
@@ -90,7 +91,11 @@ def choices(
             )
             budget = sizer.budget(placed, engine)
             if budget.fits:
-                found.append(Choice(replica, engine, budget, placed.kv.usable_bytes(budget.kv_cache_bytes) / request_bytes))
+                found.append(
+                    Choice(
+                        replica, engine, budget, placed.kv.usable_bytes(budget.kv_cache_bytes) / request_bytes
+                    )
+                )
             else:
                 refusals.append(memory_refusal(placed, budget, engine))
     return found or min(refusals, key=lambda refusal: refusal.need / refusal.have)
@@ -152,7 +157,7 @@ def _strain(state: ServingState, slo: Slo) -> FloatArray:
     return strain
 
 
-def _carried(rates: FloatArray, strain: FloatArray) -> tuple[FloatArray, np.ndarray]:  # type: ignore[type-arg]
+def _carried(rates: FloatArray, strain: FloatArray) -> tuple[FloatArray, IntArray]:
     """The highest rate [R] within the SLO and the first grid point beyond it [R] (N: none is)."""
     rows = np.arange(rates.shape[0])
     broken = strain > 1.0

@@ -12,6 +12,7 @@ from planner.domain.hardware import Gpu, Interconnect
 from planner.domain.model import Model
 from planner.domain.plan import Latency
 from planner.domain.workload import Workload
+from planner.formulas.arrays import FloatArray
 from planner.formulas.step import Cluster, StepModel, StepTable, stack
 from planner.planning.candidates import BITS_PER_BYTE, BITS_PER_GBIT, NETWORK_FLOOR_GBPS
 from planner.planning.facts import Facts
@@ -96,7 +97,9 @@ def predict(cases: Sequence[Case], facts: Facts) -> list[Prediction]:
         budget = sizer.budget(placed, case.engine)
         if not budget.fits:
             predictions.append(
-                Prediction(budget, refusal=memory_refusal(placed, budget, case.engine), basis=placed.operators.basis)
+                Prediction(
+                    budget, refusal=memory_refusal(placed, budget, case.engine), basis=placed.operators.basis
+                )
             )
             continue
         predictions.append(Prediction(budget, basis=placed.operators.basis))
@@ -203,7 +206,7 @@ def _serve(table: StepTable, load: Load, cases: Sequence[Case]) -> ServingState:
     return _overloaded(state, rates, requests / ranks)
 
 
-def _overloaded(state: ServingState, rates: np.ndarray, requests: np.ndarray) -> ServingState:  # type: ignore[type-arg]
+def _overloaded(state: ServingState, rates: FloatArray, requests: FloatArray) -> ServingState:
     """Adds the queue that grows over the run where more arrives than is served: mean half of its final wait."""
     excess = np.maximum(rates / state.requests_per_s - 1.0, 0.0)
     final_wait_s = excess * requests / rates

@@ -6,21 +6,27 @@ from typing import NamedTuple
 import streamlit as st
 
 from planner.assemble import Ask, ask_from, facts_for, question_from
+from planner.catalog.models import load_model
 from planner.domain.base import InputError
+from planner.domain.model import Model
 from planner.domain.plan import Plan, Question, Recommendation
 from planner.planning.facts import Facts
 from planner.planning.recommend import recommend
-from planner.ui.uploads import without_folder
+from planner.ui.uploads import is_kept, without_folder
 
 FIELDS_KEY = "asked_fields"
 PROBLEM_KEY = "asked_problem"
 HISTORY_KEY = "asked_history"
+OWN_CHECKPOINT = "path/to/checkpoint"
+"""What the engine is told to serve where the user gave a config without weights."""
 
 
 class Answer(NamedTuple):
     """A question, what it was answered from, and the answer. Immutable, so it is shared and never copied."""
 
     ask: Ask
+    checkpoint: Model
+    """The model as it is stored, whatever format it is served in."""
     question: Question
     facts: Facts
     recommendation: Recommendation
@@ -52,23 +58,26 @@ def answered(ask: Ask) -> Answer:
     """The answer to a question. Raises `InputError` where the question has none."""
     question = question_from(ask)
     known = facts(ask.include_untrusted, str(ask.prices) if ask.prices else None)
-    return Answer(ask, question, known, recommend(question, known))
+    return Answer(ask, _checkpoint(ask.model), question, known, recommend(question, known))
+
+
+def _checkpoint(reference: str) -> Model:
+    model = load_model(reference)
+    return model.model_copy(update={"name": OWN_CHECKPOINT}) if is_kept(reference) else model
 
 
 def current() -> Answer:
     """The answer to what the sidebar asks; shows one line and ends the page where it cannot be answered."""
-    problem = st.session_state.get(PROBLEM_KEY)
-    if problem is None:
-        try:
-            answer = answered(ask_from(st.session_state[FIELDS_KEY], where="sidebar"))
-        except InputError as error:
-            problem = str(error)
-        else:
-            history: History = st.session_state.get(HISTORY_KEY, History())
-            st.session_state[HISTORY_KEY] = history.after(answer.ask, answer.recommendation.plans)
-            return answer
-    st.error(without_folder(problem), icon=":material/error:")
-    st.stop()
+    try:
+        if st.session_state.get(PROBLEM_KEY):
+            raise InputError(st.session_state[PROBLEM_KEY])
+        answer = answered(ask_from(st.session_state[FIELDS_KEY], where="sidebar"))
+    except InputError as error:
+        st.error(without_folder(str(error)), icon=":material/error:")
+        st.stop()
+    history: History = st.session_state.get(HISTORY_KEY, History())
+    st.session_state[HISTORY_KEY] = history.after(answer.ask, answer.recommendation.plans)
+    return answer
 
 
 def before_usd_per_month() -> float | None:

@@ -41,28 +41,28 @@ def memory_bar(memory: MemoryBudget) -> go.Figure:
             marker_color=colour,
             hovertemplate=f"{title}: {gib(size_bytes)}<extra></extra>",
         )
-    _line(figure, bytes_to_gib(memory.total_bytes), f"card {gib(memory.total_bytes)}", "right")
-    _line(figure, bytes_to_gib(memory.requested_bytes), f"engine {gib(memory.requested_bytes)}", "left", dash="dot")
+    _line(figure, bytes_to_gib(memory.total_bytes), f"card {gib(memory.total_bytes)}", lift_px=16)
+    _line(figure, bytes_to_gib(memory.requested_bytes), f"engine {gib(memory.requested_bytes)}", dash="dot")
     figure.update_layout(
         barmode="stack",
-        height=210,
-        margin={"l": 0, "r": 8, "t": 26, "b": 0},
-        legend={"orientation": "h", "y": -0.35, "x": 0, "traceorder": "normal"},
+        height=230,
+        margin={"l": 0, "r": 8, "t": 40, "b": 0},
+        legend={"orientation": "h", "y": -0.5, "x": 0, "traceorder": "normal"},
     )
     figure.update_xaxes(title="GiB", range=[0, bytes_to_gib(memory.total_bytes) * 1.01], title_standoff=4)
     figure.update_yaxes(visible=False)
     return figure
 
 
-def _line(figure: go.Figure, at: float, text: str, side: str, *, dash: str = "solid") -> None:
+def _line(figure: go.Figure, at: float, text: str, *, lift_px: int = 0, dash: str = "solid") -> None:
     figure.add_vline(x=at, line={"color": INK, "width": 2, "dash": dash})
-    anchor = {"right": "right", "left": "right"}[side]
     figure.add_annotation(
         x=at,
         y=1.0,
         yref="paper",
         yanchor="bottom",
-        xanchor=anchor,
+        yshift=lift_px,
+        xanchor="right",
         text=text,
         showarrow=False,
         font={"size": 12, "color": INK},
@@ -173,31 +173,28 @@ def hover(plan: Plan) -> str:
 
 
 def purchase_bars(costs: Mapping[str, Mapping[Purchase, float]]) -> go.Figure:
-    """Monthly cost by way of paying, one group a named fleet."""
+    """Monthly cost by way of paying, one colour a named fleet; ways nobody sells are left out."""
+    sold = [way for way in Purchase if any(way in by_purchase for by_purchase in costs.values())]
     figure = go.Figure()
-    for index, (name, by_purchase) in enumerate(costs.items()):
-        ways = [purchase for purchase in Purchase if purchase in by_purchase]
-        values = [by_purchase[way] for way in ways]
+    for index, (name, by_purchase) in reversed(list(enumerate(costs.items()))):
+        values = [by_purchase.get(way) for way in sold]
         figure.add_bar(
-            y=[PURCHASE_TITLES[way] for way in ways],
+            y=[PURCHASE_TITLES[way] for way in sold],
             x=values,
             name=name,
             orientation="h",
-            text=[usd(value) for value in values],
+            text=["" if value is None else usd(value) for value in values],
             textposition="auto",
             marker_color=PALETTE[index % len(PALETTE)],
             hovertemplate=f"{name}<br>%{{y}}: %{{text}} a month<extra></extra>",
         )
-    bars = sum(len(by_purchase) for by_purchase in costs.values())
     figure.update_layout(
         barmode="group",
-        height=90 + 34 * bars + (24 * len(costs) if len(costs) > 1 else 0),
+        height=60 + len(sold) * (20 + 22 * len(costs)) + (26 * len(costs) if len(costs) > 1 else 0),
         margin={"l": 0, "r": 8, "t": 8, "b": 0},
         showlegend=len(costs) > 1,
-        legend={"orientation": "h", "y": -0.12, "x": 0, "yanchor": "top"},
+        legend={"orientation": "h", "y": -0.14, "x": 0, "yanchor": "top", "traceorder": "reversed"},
     )
-    figure.update_xaxes(title="$ per month", tickprefix="$", tickformat="~s", rangemode="tozero")
-    figure.update_yaxes(
-        categoryorder="array", categoryarray=[PURCHASE_TITLES[way] for way in reversed(Purchase)], automargin=True
-    )
+    figure.update_xaxes(tickprefix="$", tickformat="~s", rangemode="tozero")
+    figure.update_yaxes(autorange="reversed", automargin=True)
     return figure

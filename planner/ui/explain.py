@@ -4,11 +4,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from planner.domain.deployment import Layout
-from planner.domain.model import LatentAttention, Model, SoftmaxAttention
 from planner.domain.dtypes import KV_BYTES
+from planner.domain.model import LatentAttention, Model, SoftmaxAttention
 from planner.domain.plan import Candidate, Plan, Question
-from planner.domain.units import HOURS_PER_MONTH, bytes_to_gib, seconds_to_ms
+from planner.domain.units import HOURS_PER_MONTH, bytes_to_gib
 from planner.formulas.kv_cache import kv_parts, resolve_kv_dtype
 from planner.formulas.step import GRID_TOKENS, StepTable, decode_step_s, mixed_step_s, stack
 from planner.formulas.weights import weight_tensors
@@ -55,7 +54,8 @@ def variant_of(candidate: Candidate, question: Question) -> Model:
     return next(
         model
         for model in question.variants
-        if (model.quantization.dtype if model.quantization else model.activation_dtype) == candidate.weight_dtype
+        if (model.quantization.dtype if model.quantization else model.activation_dtype)
+        == candidate.weight_dtype
     )
 
 
@@ -81,7 +81,9 @@ def weights_line(placed: Placed) -> Line:
     for tensor in fullest:
         groups[tensor.group] = groups.get(tensor.group, 0) + tensor.size_bytes
     total = sum(groups.values())
-    parts = " + ".join(f"{name.replace('_', ' ')} {number(bytes_to_gib(size))}" for name, size in groups.items())
+    parts = " + ".join(
+        f"{name.replace('_', ' ')} {number(bytes_to_gib(size))}" for name, size in groups.items()
+    )
     return Line(
         "Weights per GPU",
         "sum over tensors of (elements on this rank × bytes each + scales)",
@@ -159,10 +161,13 @@ class _Step(NamedTuple):
 def _decode_step(plan: Plan, question: Question, table: StepTable) -> _Step:
     sequences = plan.running_requests / plan.candidate.parallelism.pp
     total_s = float(
-        decode_step_s(table, ONE_LAYOUT, np.array([[sequences]]), np.array([[_context_tokens(question)]]))[0, 0]
+        decode_step_s(table, ONE_LAYOUT, np.array([[sequences]]), np.array([[_context_tokens(question)]]))[
+            0, 0
+        ]
     )
     products_s = float(
-        np.interp(sequences, GRID_TOKENS, table.body_s[0]) + np.interp(sequences, GRID_TOKENS, table.head_s[0])
+        np.interp(sequences, GRID_TOKENS, table.body_s[0])
+        + np.interp(sequences, GRID_TOKENS, table.head_s[0])
     )
     return _Step(products_s, total_s - products_s)
 
@@ -179,7 +184,7 @@ def step_line(plan: Plan, question: Question, table: StepTable) -> Line:
     return Line(
         "Decode step",
         "layers × (matrix products + all-reduce + element-wise + attention) + logits",
-        f"{number(plan.running_requests)} requests running at the peak, mean context {number(_context_tokens(question))} "
+        f"{number(plan.running_requests)} running at the peak, mean context {number(_context_tokens(question))} "
         f"tokens: products {latency(step.products_s)} + attention {latency(step.attention_s)}",
         latency(step.total_s),
         step.total_s,
@@ -188,17 +193,17 @@ def step_line(plan: Plan, question: Question, table: StepTable) -> Line:
 
 def tpot_line(plan: Plan, question: Question, table: StepTable) -> Line:
     """TPOT p95 from the decode step, the prompts of others and the busier moments."""
-    step_s, latency = _decode_step(plan, question, table).total_s, plan.latency
+    step_s, at_peak = _decode_step(plan, question, table).total_s, plan.latency
     stages = plan.candidate.parallelism.pp
     own_s = step_s * stages
     return Line(
         "TPOT p95",
         f"{'pipeline stages × ' if stages > 1 else ''}decode step + prompts of others in the same steps "
         "+ spread of the load",
-        f"{latency(own_s)} + {latency(latency.tpot_mean_s - own_s)} = mean "
-        f"{latency(latency.tpot_mean_s)}, + {latency(latency.tpot_p95_s - latency.tpot_mean_s)}",
-        latency(latency.tpot_p95_s),
-        latency.tpot_p95_s,
+        f"{latency(own_s)} + {latency(at_peak.tpot_mean_s - own_s)} = mean "
+        f"{latency(at_peak.tpot_mean_s)}, + {latency(at_peak.tpot_p95_s - at_peak.tpot_mean_s)}",
+        latency(at_peak.tpot_p95_s),
+        at_peak.tpot_p95_s,
     )
 
 
@@ -211,7 +216,7 @@ def ttft_line(plan: Plan, question: Question, table: StepTable) -> Line:
     return Line(
         "TTFT p95",
         "prompt passes × step with a prompt chunk + waiting for the running step, other prompts and a slot",
-        f"{number(prompt_tokens)} prompt tokens in {count(passes, 'pass')[:-1] if passes == 1 else f'{number(passes)} passes'} "
+        f"{number(prompt_tokens)} prompt tokens in {passes:.3g} {'pass' if passes == 1 else 'passes'}: "
         f"{latency(idle_s)} + {latency(waiting_s)}",
         latency(plan.latency.ttft_p95_s),
         plan.latency.ttft_p95_s,

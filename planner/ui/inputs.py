@@ -13,7 +13,6 @@ from planner.domain.hardware import Offer, Purchase
 from planner.domain.plan import Reserve, Supply
 from planner.domain.workload import Preset
 from planner.ui import answers
-from planner.ui.tables import PURCHASE_TITLES
 from planner.ui.uploads import kept
 
 DEFAULT_PRESET = "chat"
@@ -187,7 +186,9 @@ def _traffic(preset: Preset) -> Fields:
 
 def _promise(preset: Preset) -> Fields:
     with st.container(border=True):
-        st.markdown("**Latency promised**", help="95 of 100 requests shall be at least this fast. 0 promises nothing.")
+        st.markdown(
+            "**Latency promised**", help="95 of 100 requests shall be at least this fast. 0 promises nothing."
+        )
         default = preset_fields(preset)
         left, right = st.columns(2)
         ttft = left.number_input(
@@ -229,16 +230,21 @@ def _supply(offers: Sequence[Offer]) -> Fields:
             "Purchase",
             [purchase.value for purchase in Purchase],
             default=[Purchase.ON_DEMAND.value],
-            format_func=lambda purchase: PURCHASE_TITLES[Purchase(purchase)],
             key="purchase",
             bind="query-params",
             placeholder="any",
             help="How capacity is paid for. Reserved prices bind you for the term; spot can be taken back.",
         )
-        providers = _choice("Provider", "provider", {offer.instance.provider for offer in offers}, "Sellers of instances.")
+        providers = _choice(
+            "Provider", "provider", {offer.instance.provider for offer in offers}, "Sellers of instances."
+        )
         sold = [offer for offer in offers if not providers or offer.instance.provider in providers]
-        regions = _choice("Region", "region", {offer.price.region for offer in sold}, "Regions of the providers chosen.")
-        gpus = _choice("GPU", "gpu", {offer.instance.gpu for offer in sold}, "Accelerators of the providers chosen.")
+        regions = _choice(
+            "Region", "region", {offer.price.region for offer in sold}, "Regions of the providers chosen."
+        )
+        gpus = _choice(
+            "GPU", "gpu", {offer.instance.gpu for offer in sold}, "Accelerators of the providers chosen."
+        )
         left, right = st.columns(2)
         budget = left.number_input(
             "Budget, $/month",
@@ -259,7 +265,7 @@ def _supply(offers: Sequence[Offer]) -> Fields:
             format="%g",
             key="previous_usd_per_month",
             bind="query-params",
-            placeholder="unknown",
+            placeholder="none",
             help="What your present deployment costs, to state the saving against it.",
         )
         spare = st.number_input(
@@ -333,7 +339,7 @@ def _advanced(preset: Preset) -> Fields:
         value=Supply().max_pp,
         key="max_pp",
         bind="query-params",
-        help="Largest pipeline-parallel degree: groups of GPUs that share out the layers. Tried where memory demands it.",
+        help="Largest pipeline-parallel degree: GPUs that divide the layers. Tried where memory asks for it.",
     )
     kv_dtype = st.selectbox(
         "KV cache",

@@ -6,12 +6,17 @@ import streamlit as st
 
 from planner.ui.inputs import sidebar
 
+SIDEBAR_PX = 340
 VIEWS = Path(__file__).resolve().parent / "views"
 
 
 def run() -> None:
     """Draws the dashboard; called once per interaction."""
-    st.set_page_config(page_title="LLM serving planner", page_icon=":material/memory:", layout="wide")
+    st.set_page_config(
+        page_title="LLM serving planner",
+        layout="wide",
+        initial_sidebar_state=SIDEBAR_PX,
+    )
     page = st.navigation(
         [
             st.Page(VIEWS / "size.py", title="Size", icon=":material/straighten:", default=True),

@@ -1,12 +1,16 @@
 """Tables of plans, rejections and facts in human units, and what a selection in them means."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import pandas as pd
 
+from planner.catalog.models import BundledModel
+from planner.domain.dtypes import ComputeDtype
 from planner.domain.hardware import Gpu, Offer, Purchase
 from planner.domain.plan import Bottleneck, Plan, Rejection
 from planner.domain.units import GB_BYTES, MONTHS_PER_YEAR, TERA, bytes_to_gib, seconds_to_ms
+from planner.domain.workload import Preset
 from planner.ui.format import latency, number, percent, rounded, signed_usd, usd
 
 PURCHASE_TITLES = {
@@ -28,6 +32,7 @@ BOTTLENECK_TITLES = {
 }
 MEASURED = (Bottleneck.MEMORY, Bottleneck.TTFT, Bottleneck.TPOT, Bottleneck.BUDGET)
 """Rejections whose need and have are quantities."""
+MANIFOLD = 3.0
 RELAXATIONS = {
     Bottleneck.MEMORY: "allow a larger TP or PP, fp8 weights or KV cache, or shorter requests",
     Bottleneck.TTFT: "promise a longer TTFT or send shorter prompts",
@@ -82,68 +87,72 @@ def plan_table(plans: Iterable[Plan]) -> pd.DataFrame:
 
 
 def comparison_table(plans: Sequence[Plan]) -> pd.DataFrame:
-    """Plans side by side, one column each, with what every one after the first differs from the first."""
+    """Plans side by side, a column each, and how every one after the first differs from it."""
+    first = _figures(plans[0])
     columns: dict[str, list[str]] = {}
     for index, plan in enumerate(plans):
-        name = f"{chr(ord('A') + index)}: {short_title(plan)}"
-        columns[name] = [value for value, _ in _figures(plan)]
+        figures, letter = _figures(plan), letter_of(index)
+        columns[letter] = [figure.shown for figure in figures]
         if index:
-            columns[f"{chr(ord('A') + index)} − A"] = [
-                _delta(mine, base)
-                for (_, mine), (_, base) in zip(_figures(plan), _figures(plans[0]), strict=True)
+            columns[f"{letter} − A"] = [
+                _delta(mine.value, base.value) for mine, base in zip(figures, first, strict=True)
             ]
-    return pd.DataFrame(columns, index=pd.Index(FIGURES, name=""))
+    return pd.DataFrame(columns, index=pd.Index([figure.name for figure in first], name=""))
 
 
-FIGURES = (
-    "Where",
-    "GPU",
-    "Replicas",
-    "$ per month",
-    "$ per year",
-    "$ per M tokens",
-    "TTFT p95",
-    "TPOT p95",
-    "Busy at the peak",
-    "KV cache tokens",
-    "Stranded GPUs",
-)
+def letter_of(index: int) -> str:
+    """What a compared plan is called.
+
+    >>> letter_of(0), letter_of(3)
+    ('A', 'D')
+    """
+    return chr(ord("A") + index)
 
 
-def _figures(plan: Plan) -> tuple[tuple[str, float | None], ...]:
-    """The rows of a comparison: what is shown, and the number a difference is taken of."""
-    candidate, month = plan.candidate, plan.cost.usd_per_month
-    price = candidate.price
-    ttft, tpot = plan.latency.ttft_p95_s, plan.latency.tpot_p95_s
+class _Figure(NamedTuple):
+    """A row of a comparison: what is shown, and the number a difference is taken of."""
+
+    name: str
+    shown: str
+    value: float | None = None
+
+
+def _figures(plan: Plan) -> tuple[_Figure, ...]:
+    candidate, month, fleet = plan.candidate, plan.cost.usd_per_month, plan.fleet
+    ttft, tpot, tokens = plan.latency.ttft_p95_s, plan.latency.tpot_p95_s, plan.memory.kv_cache_tokens
+    per_million = plan.cost.usd_per_million_tokens
     return (
-        (f"{candidate.instance.provider} {price.region}, {PURCHASE_TITLES[price.purchase].lower()}", None),
-        (f"{plan.fleet.instances * candidate.instance.gpu_count} × {candidate.instance.gpu}", None),
-        (str(plan.fleet.replicas), float(plan.fleet.replicas)),
-        (usd(month), month),
-        (usd(month * MONTHS_PER_YEAR), month * MONTHS_PER_YEAR),
-        (usd(plan.cost.usd_per_million_tokens), plan.cost.usd_per_million_tokens),
-        (latency(ttft), ttft),
-        (latency(tpot), tpot),
-        (percent(plan.utilization_ratio), plan.utilization_ratio),
-        (number(plan.memory.kv_cache_tokens), float(plan.memory.kv_cache_tokens)),
-        (str(plan.fleet.stranded_gpus), float(plan.fleet.stranded_gpus)),
+        _Figure("Instances", f"{fleet.instances} × {candidate.instance.instance_type}"),
+        _Figure("GPUs", f"{fleet.instances * candidate.instance.gpu_count} × {candidate.instance.gpu}"),
+        _Figure("Layout", layout_title(plan)),
+        _Figure("Where", f"{candidate.instance.provider} {candidate.price.region}"),
+        _Figure("Purchase", PURCHASE_TITLES[candidate.price.purchase]),
+        _Figure("Replicas", str(fleet.replicas), fleet.replicas),
+        _Figure("$ per month", usd(month), month),
+        _Figure("$ per year", usd(month * MONTHS_PER_YEAR), month),
+        _Figure("$ per M tokens", usd(per_million), per_million),
+        _Figure("TTFT p95", latency(ttft), ttft),
+        _Figure("TPOT p95", latency(tpot), tpot),
+        _Figure("Busy at peak", percent(plan.utilization_ratio), plan.utilization_ratio),
+        _Figure("KV tokens", number(tokens), tokens),
+        _Figure("Stranded GPUs", str(fleet.stranded_gpus), fleet.stranded_gpus),
     )
 
 
 def _delta(value: float | None, base: float | None) -> str:
-    """A difference as a share of the base; the plain difference where the base is nothing."""
+    """A difference as a share of the base; as a multiple where it is many times the base.
+
+    >>> _delta(90.0, 100.0), _delta(400.0, 100.0), _delta(2.0, 0.0), _delta(1.0, 1.0)
+    ('-10 %', '× 4.00', '+2', '=')
+    """
     if value is None or base is None:
         return ""
     if value == base:
         return "="
     if base == 0:
         return f"{value:+g}"
-    return f"{100 * (value / base - 1):+.0f} %"
-
-
-def saving(usd_per_month: float) -> str:
-    """A saving by month and by year."""
-    return f"{usd(usd_per_month)} a month, {usd(usd_per_month * MONTHS_PER_YEAR)} a year"
+    ratio = value / base
+    return f"× {number(ratio)}" if ratio >= MANIFOLD else f"{100 * (ratio - 1):+.0f} %"
 
 
 def cost_change(usd_per_month: float, before_usd_per_month: float | None) -> str | None:
@@ -219,6 +228,19 @@ def chosen_points(points: Iterable[Mapping[str, object]], size: int) -> list[int
     return sorted(found)
 
 
+def compared(pinned: Iterable[int], front: Sequence[int], most: int) -> list[int]:
+    """Plans to set side by side: those pinned, or the two ends of the front; a lone pin beside the cheapest.
+
+    >>> compared([], [0, 4, 9], 4), compared([7], [0, 4, 9], 4), compared([0], [0, 4], 4)
+    ([0, 9], [0, 7], [0, 4])
+    """
+    chosen = sorted(set(pinned))
+    if len(chosen) < 2:
+        ends = [front[0], front[-1]] if not chosen or chosen[0] == front[0] else [front[0]]
+        chosen = sorted({*chosen, *ends})
+    return chosen[:most]
+
+
 def gpu_table(gpus: Iterable[Gpu]) -> pd.DataFrame:
     """One row a GPU, with the source of its figures."""
     return pd.DataFrame.from_records(
@@ -230,10 +252,10 @@ def gpu_table(gpus: Iterable[Gpu]) -> pd.DataFrame:
                 "Memory seen": gpu.memory_observed,
                 "Bandwidth, GB/s": rounded(gpu.memory_bandwidth_bytes_per_s / GB_BYTES, 4),
                 **{
-                    f"{dtype} TFLOP/s": rounded(gpu.peak_flop_per_s[dtype] / TERA, 4)
+                    f"{dtype.value} TFLOP/s": rounded(gpu.peak_flop_per_s[dtype] / TERA, 4)
                     if dtype in gpu.peak_flop_per_s
                     else None
-                    for dtype in ("bf16", "fp8", "fp4")
+                    for dtype in (ComputeDtype.BF16, ComputeDtype.FP8, ComputeDtype.FP4)
                 },
                 "NVLink, GB/s": rounded(gpu.nvlink_bytes_per_s / GB_BYTES, 4),
                 "Power, W": gpu.power_w,
@@ -267,5 +289,42 @@ def offer_table(offers: Iterable[Offer]) -> pd.DataFrame:
                 "Notes": offer.price.notes,
             }
             for offer in offers
+        ]
+    )
+
+
+def model_table(models: Iterable[BundledModel]) -> pd.DataFrame:
+    """One row a bundled model, with the source of its config."""
+    return pd.DataFrame.from_records(
+        [
+            {
+                "Model": model.name,
+                "Class": model.architecture,
+                "Also known as": ", ".join(model.aliases),
+                "As of": model.as_of,
+                "Source": model.source,
+            }
+            for model in models
+        ]
+    )
+
+
+def preset_table(presets: Iterable[Preset]) -> pd.DataFrame:
+    """One row a preset."""
+    return pd.DataFrame.from_records(
+        [
+            {
+                "Preset": preset.title,
+                "Requests/s": preset.requests_per_s,
+                "Input tokens": preset.input_tokens,
+                "Output tokens": preset.output_tokens,
+                "Prefix hits": preset.prefix_hit_ratio,
+                "TTFT p95, ms": preset.ttft_p95_ms,
+                "TPOT p95, ms": preset.tpot_p95_ms,
+                "What it is": preset.description,
+                "As of": preset.as_of,
+                "Source": preset.source,
+            }
+            for preset in presets
         ]
     )

@@ -26,6 +26,11 @@ def kept(raw: bytes, name: str) -> Path:
     return file
 
 
+def is_kept(reference: str) -> bool:
+    """True for the path of a kept file."""
+    return reference.startswith(str(_folder()))
+
+
 def without_folder(message: str) -> str:
     """A message in which kept files go by their name alone."""
     words = message.split(" ")

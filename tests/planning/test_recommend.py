@@ -51,22 +51,29 @@ def test_plans_keep_the_promise_and_add_up() -> None:
         assert plan.latency.ttft_p95_s <= 2.0 * 1.001
         assert plan.latency.tpot_p95_s <= 0.060 * 1.001
         assert plan.memory.fits
-        assert plan.cost.usd_per_hour == pytest.approx(plan.candidate.price.usd_per_hour * plan.fleet.instances)
+        assert plan.cost.usd_per_hour == pytest.approx(
+            plan.candidate.price.usd_per_hour * plan.fleet.instances
+        )
         assert plan.cost.usd_per_month == pytest.approx(plan.cost.usd_per_hour * 730)
         gpus = plan.fleet.instances * instance.gpu_count
         assert gpus == plan.fleet.replicas * plan.candidate.parallelism.gpus + plan.fleet.stranded_gpus
         carried = (plan.fleet.replicas - 1) * plan.replica_requests_per_s * 0.8
         assert carried >= 10 * 1.5 * (1 - 1e-6)
         assert plan.candidate.parallelism.tp <= instance.gpu_count
-        assert plan.cost.usd_per_month_by_purchase[Purchase.ON_DEMAND] == pytest.approx(plan.cost.usd_per_month)
+        assert plan.cost.usd_per_month_by_purchase[Purchase.ON_DEMAND] == pytest.approx(
+            plan.cost.usd_per_month
+        )
 
 
 def test_input_and_output_prices_make_up_the_bill() -> None:
     plan = answer().plans[0]
     month_s = 730 * 3600
     bill = (
-        plan.cost.usd_per_million_input_tokens * 1024 + plan.cost.usd_per_million_output_tokens * 256
-    ) * 10 * month_s / 1e6
+        (plan.cost.usd_per_million_input_tokens * 1024 + plan.cost.usd_per_million_output_tokens * 256)
+        * 10
+        * month_s
+        / 1e6
+    )
     assert bill == pytest.approx(plan.cost.usd_per_month)
 
 
@@ -94,9 +101,7 @@ def test_rejections_say_by_how_much() -> None:
 
 def test_memory_rejects_what_cannot_hold_the_weights() -> None:
     """70e9 weights of one byte and a 16-bit head take 67.7 GiB: no card of 48 GiB holds them alone."""
-    alone = [
-        r for r in answer(gpu=("L40S",)).rejections if r.candidate.parallelism.gpus == 1
-    ]
+    alone = [r for r in answer(gpu=("L40S",)).rejections if r.candidate.parallelism.gpus == 1]
     assert alone
     assert all(r.bottleneck is Bottleneck.MEMORY and r.need > 67.7 for r in alone)
 
@@ -132,7 +137,8 @@ def test_purchases_are_priced_as_asked() -> None:
 def test_shortlist_names_each_layout_once() -> None:
     best = shortlist(answer().plans, 10)
     shapes = [
-        (p.candidate.instance.provider, p.candidate.instance.instance_type, p.candidate.parallelism) for p in best
+        (p.candidate.instance.provider, p.candidate.instance.instance_type, p.candidate.parallelism)
+        for p in best
     ]
     assert len(shapes) == len(set(shapes)) == 10
 

@@ -41,9 +41,14 @@ def test_every_gpu_is_used_or_stranded(replicas: int, tp: int, pp: int, gpus: in
 
 
 @given(
-    peak=st.floats(0.001, 1e5), capacity=st.floats(0.01, 1e3), headroom=st.floats(0, 0.9), more=st.floats(1, 10)
+    peak=st.floats(0.001, 1e5),
+    capacity=st.floats(0.01, 1e3),
+    headroom=st.floats(0, 0.9),
+    more=st.floats(1, 10),
 )
-def test_more_traffic_never_needs_fewer_replicas(peak: float, capacity: float, headroom: float, more: float) -> None:
+def test_more_traffic_never_needs_fewer_replicas(
+    peak: float, capacity: float, headroom: float, more: float
+) -> None:
     reserve = Reserve(headroom_ratio=headroom)
     small, large = replicas_for(peak, capacity, reserve), replicas_for(peak * more, capacity, reserve)
     assert small <= large

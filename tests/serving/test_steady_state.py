@@ -46,7 +46,8 @@ def load(**changes: float) -> Load:
         "async_scheduling": 0.0,
     } | changes
     return Load(
-        layout=np.array([0]), **{name: np.array([value]) for name, value in values.items() if name != "layout"}
+        layout=np.array([0]),
+        **{name: np.array([value]) for name, value in values.items() if name != "layout"},
     )
 
 
@@ -134,7 +135,9 @@ def test_two_stages_carry_twice_as_many_sequences_in_the_same_time() -> None:
     cv=st.floats(0, 4),
     running=st.floats(0.05, 200),
 )
-def test_more_load_never_helps(prompt: float, answer: float, budget: float, cv: float, running: float) -> None:
+def test_more_load_never_helps(
+    prompt: float, answer: float, budget: float, cv: float, running: float
+) -> None:
     settings = load(input_tokens=prompt, output_tokens=answer, batched_tokens=budget, arrival_cv=cv)
     less = open_loop(table(), settings, np.array([running]))
     more = open_loop(table(), settings, np.array([running * 1.1]))

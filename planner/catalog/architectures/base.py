@@ -9,12 +9,22 @@ from planner.domain.model import (
     DenseFfn,
     Ffn,
     GemmRole,
+    LatentAttention,
     Layer,
+    LinearAttention,
     MoeFfn,
     QkNorm,
     SoftmaxAttention,
     VisionTower,
 )
+
+FULL, SLIDING, CHUNKED, LINEAR = (
+    "full_attention",
+    "sliding_attention",
+    "chunked_attention",
+    "linear_attention",
+)
+"""Entries of `layer_types`, as transformers spells them."""
 
 Names = Mapping[GemmRole, tuple[str, ...]]
 """For each module of a layer, what the checkpoint calls its parts, below `model.layers.N.`"""
@@ -83,6 +93,7 @@ def build(  # noqa: PLR0913 - the fields of Decoder that differ between families
     position_embeddings: int = 0,
 ) -> Decoder:
     """Puts embeddings, head and positions round the layers; `tied` is the config class's own default."""
+    _check_declared(fields, layers)
     return Decoder(
         hidden=hidden_size(fields),
         vocab=fields.whole("vocab_size", high=10_000_000),
@@ -96,6 +107,36 @@ def build(  # noqa: PLR0913 - the fields of Decoder that differ between families
         head_bias=head_bias,
         position_embeddings=position_embeddings,
     )
+
+
+def _check_declared(fields: Fields, layers: list[Layer]) -> None:
+    """Refuses a config whose lists of layer types say something else than its class makes of them."""
+    for name, kind_of in (("layer_types", _attention_types), ("mlp_layer_types", _ffn_types)):
+        declared = fields.texts(name)
+        if declared and len(declared) != len(layers):
+            raise fields.refuse(f"{name} has {len(declared)} entries for {len(layers)} layers")
+        for index, kind in enumerate(declared):
+            if kind not in kind_of(layers[index]):
+                raise fields.refuse(f"{name}[{index}] {shown(kind)} is not understood for this architecture")
+
+
+def _attention_types(layer: Layer) -> frozenset[str]:
+    match layer.attention:
+        case SoftmaxAttention(chunk_tokens=int()):
+            return frozenset({CHUNKED})
+        case SoftmaxAttention(window_tokens=int()):
+            return frozenset({SLIDING})
+        case SoftmaxAttention():
+            return frozenset({FULL})
+        case LatentAttention():
+            return frozenset({FULL, "deepseek_sparse_attention"} if layer.attention.indexer_topk else {FULL})
+        case LinearAttention():
+            return frozenset({LINEAR})
+    return frozenset()
+
+
+def _ffn_types(layer: Layer) -> frozenset[str]:
+    return frozenset({"sparse" if isinstance(layer.ffn, MoeFfn) else "dense"})
 
 
 def softmax_attention(
@@ -166,9 +207,6 @@ def per_layer(fields: Fields, name: str, layers: int) -> list[int]:
     if len(values) != layers:
         raise fields.refuse(f"{name} has {len(values)} entries but num_hidden_layers is {layers}")
     return values
-
-
-FULL, SLIDING = "full_attention", "sliding_attention"
 
 
 def scoped(

@@ -68,11 +68,11 @@ def qwen3(fields: Fields) -> Decoder:
 
 def _qwen(fields: Fields, attention: SoftmaxAttention) -> Decoder:
     count = layer_count(fields)
+    default = None
     if fields.flag("use_sliding_window"):
         first = fields.whole("max_window_layers", default=0, low=0)
-        attentions = scoped(fields, attention, [FULL if i < first else SLIDING for i in range(count)])
-    else:
-        attentions = [attention] * count
+        default = [FULL if i < first else SLIDING for i in range(count)]
+    attentions = scoped(fields, attention, default)
     # Text parts cut out of Qwen3-VL leave out the flag, and their config class ties by default.
     tied = fields.text("model_type") in {"qwen3_vl_text", "qwen2_5_vl_text"}
     return build(fields, stack(attentions, [dense_ffn(fields)] * count), tied=tied)

@@ -3,6 +3,7 @@
 from planner.catalog.architectures.base import (
     DECODER_NAMES,
     FULL,
+    LINEAR,
     SLIDING,
     Architecture,
     Decoder,
@@ -32,7 +33,6 @@ from planner.domain.model import (
     SoftmaxAttention,
 )
 
-LINEAR = "linear_attention"
 STATE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 2}
 
 NEMOTRON_H_NAMES: Names = {
@@ -195,7 +195,7 @@ def _nas_layer(fields: Fields, block: Fields) -> Layer:
         (ffn, "replace_with_linear"),
         (attention, "window_length"),
     ):
-        if part.get(name) not in {None, False}:
+        if part.has(name) and part.get(name) is not False:
             raise part.refuse(f"{name} is not understood")
     mixer = None if attention.flag("no_op") else _nas_attention(fields, attention)
     dense = None if ffn.flag("no_op") else _nas_ffn(fields, ffn)

@@ -68,6 +68,8 @@ def phi_moe(fields: Fields) -> Decoder:
 
 def minimax_m2(fields: Fields) -> Decoder:
     """MiniMax M2 (vllm/model_executor/models/minimax_m2.py)."""
+    if 0 in fields.wholes("attn_type_list"):
+        raise fields.refuse("attn_type_list asks for linear attention, which MiniMax M2 does not have")
     attention = softmax_attention(
         fields,
         bias=fields.flag("attention_bias"),

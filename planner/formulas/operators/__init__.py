@@ -18,7 +18,6 @@ from planner.formulas.operators.attention import (
 )
 from planner.formulas.operators.coefficients import (
     Evidence,
-    FloatArray,
     GpuOperators,
     OperatorCoefficients,
     Origin,
@@ -34,7 +33,6 @@ __all__ = [
     "ContextAttention",
     "DecodeAttention",
     "Evidence",
-    "FloatArray",
     "GpuOperators",
     "LatentShape",
     "LinearShape",

@@ -1,13 +1,29 @@
 """Time of attention kernels: softmax, latent and linear, for decoding and for prompts."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
 from planner.domain.dtypes import ComputeDtype
-from planner.formulas.operators.coefficients import FloatArray, GpuOperators, peak_flop_per_s
+from planner.formulas.arrays import FloatArray
+from planner.formulas.operators.coefficients import GpuOperators, peak_flop_per_s
 
 ACTIVATION_BYTES = 2.0
+
+
+class _PerHeadDim(Protocol):
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def windowed(self) -> bool: ...
+
+
+FitT = TypeVar("FitT", bound=_PerHeadDim)
+
+
+def _nearest(fits: tuple[FitT, ...], head_dim: int, windowed: bool) -> FitT:
+    """The fit of the same kind of scope where there is one, then of the nearest head size."""
+    return min(fits, key=lambda fit: (fit.windowed is not windowed, abs(fit.head_dim - head_dim)))
 
 
 class DecodeAttention(NamedTuple):
@@ -64,7 +80,8 @@ class AttentionShape(NamedTuple):
 
 def decode_attention(shape: AttentionShape, ops: GpuOperators) -> DecodeAttention:
     """Decode time of one layer: KV bytes / (BW e) + c + batch (kv_heads tau_kv + heads tau_q)."""
-    fit = ops.coefficients.decode_attention[shape.kv_bytes]
+    windowed = shape.window_tokens is not None
+    fit = _nearest(ops.coefficients.decode_attention[shape.kv_bytes], shape.head_dim, windowed)
     token_bytes = shape.kv_heads * (shape.head_dim + shape.v_head_dim) * shape.kv_bytes
     return DecodeAttention(
         constant_s=fit.constant_s,
@@ -74,20 +91,23 @@ def decode_attention(shape: AttentionShape, ops: GpuOperators) -> DecodeAttentio
 
 
 def context_attention(shape: AttentionShape, ops: GpuOperators) -> ContextAttention:
-    """Prompt time of one layer: F / (P e_f) + B / (BW e_b) + c; F = 2 pairs x heads x (head_dim + v_head_dim).
+    """Prompt time of one layer: F / (P e_f) + B / (BW e_b) + keys tau + c, F = 2 pairs x heads (head_dim + v_dim).
 
-    Computed in 16 bit whatever the cache holds. B is Q, K, V and the output of the chunk, and the past's K and V.
+    Computed in 16 bit whatever the cache holds. B is Q, K, V and the output of the chunk, and the past's K and V;
+    keys are those of the sequence, or of the window.
     """
-    fit = ops.coefficients.context_attention[shape.kv_bytes]
+    windowed = shape.window_tokens is not None
+    fit = _nearest(ops.coefficients.context_attention[shape.kv_bytes], shape.head_dim, windowed)
     flop_per_s = peak_flop_per_s(ops.gpu, ComputeDtype.BF16) * fit.flop_efficiency
     bytes_per_s = ops.gpu.memory_bandwidth_bytes_per_s * fit.byte_efficiency
     width = shape.head_dim + shape.v_head_dim
     kv_token_bytes = shape.kv_heads * width * shape.kv_bytes
+    walk_s = 0.0 if windowed else fit.per_key_s
     return ContextAttention(
-        constant_s=fit.constant_s,
+        constant_s=fit.constant_s + (shape.window_tokens or 0) * (fit.per_key_s - walk_s),
         per_pair_s=2.0 * shape.heads * width / flop_per_s,
-        per_query_token_s=(shape.heads * width * ACTIVATION_BYTES + kv_token_bytes) / bytes_per_s,
-        per_past_token_s=kv_token_bytes / bytes_per_s,
+        per_query_token_s=(shape.heads * width * ACTIVATION_BYTES + kv_token_bytes) / bytes_per_s + walk_s,
+        per_past_token_s=kv_token_bytes / bytes_per_s + walk_s,
         window_tokens=shape.window_tokens,
     )
 
@@ -140,7 +160,9 @@ def mla_context(shape: LatentShape, ops: GpuOperators) -> ContextAttention:
     fit = ops.coefficients.mla
     flop_per_s = peak_flop_per_s(ops.gpu, ComputeDtype.BF16) * fit.context_flop_efficiency
     query_width = shape.qk_nope_head_dim + shape.qk_rope_head_dim
-    expand_s = 2.0 * shape.kv_lora_rank * shape.heads * (shape.qk_nope_head_dim + shape.v_head_dim) / flop_per_s
+    expand_s = (
+        2.0 * shape.kv_lora_rank * shape.heads * (shape.qk_nope_head_dim + shape.v_head_dim) / flop_per_s
+    )
     return ContextAttention(
         constant_s=fit.context_constant_s,
         per_pair_s=2.0 * shape.heads * (query_width + shape.v_head_dim) / flop_per_s,
@@ -165,30 +187,36 @@ class LinearShape(NamedTuple):
     """Of one state value."""
 
 
+def linear_state_bytes(shape: LinearShape) -> float:
+    """State and convolution window of one sequence [bytes]."""
+    state_bytes = shape.heads * shape.key_dim * shape.value_dim * shape.state_bytes
+    return float(state_bytes + shape.conv_channels * shape.conv_kernel * ACTIVATION_BYTES)
+
+
+def linear_token_bytes(shape: LinearShape) -> float:
+    """Inputs before and after the convolution, and outputs, of one prompt token [bytes]."""
+    return ACTIVATION_BYTES * (3 * shape.conv_channels + shape.heads * shape.value_dim)
+
+
 def linear_attention_decode(shape: LinearShape, ops: GpuOperators) -> DecodeAttention:
     """Decode time of one linear layer without its projections: every state read and written once."""
     fit = ops.coefficients.linear_attention
-    state_bytes = shape.heads * shape.key_dim * shape.value_dim * shape.state_bytes
-    conv_bytes = shape.conv_channels * shape.conv_kernel * ACTIVATION_BYTES
     bytes_per_s = ops.gpu.memory_bandwidth_bytes_per_s * fit.decode_byte_efficiency
     return DecodeAttention(
         constant_s=fit.decode_constant_s,
-        per_sequence_s=2.0 * (state_bytes + conv_bytes) / bytes_per_s,
+        per_sequence_s=2.0 * linear_state_bytes(shape) / bytes_per_s,
         per_context_token_s=0.0,
     )
 
 
 def linear_attention_context(shape: LinearShape, ops: GpuOperators) -> ContextAttention:
-    """Prompt time of one linear layer without its projections: chunked scan, linear in tokens."""
+    """Prompt time of one linear layer without its projections: a chunked scan, linear in tokens."""
     fit = ops.coefficients.linear_attention
-    flop_per_s = peak_flop_per_s(ops.gpu, ComputeDtype.BF16) * fit.context_flop_efficiency
     bytes_per_s = ops.gpu.memory_bandwidth_bytes_per_s * fit.context_byte_efficiency
-    token_flop = 4.0 * shape.heads * shape.key_dim * shape.value_dim
-    token_bytes = ACTIVATION_BYTES * (2 * shape.conv_channels + shape.heads * shape.value_dim)
     return ContextAttention(
         constant_s=fit.context_constant_s,
         per_pair_s=0.0,
-        per_query_token_s=token_flop / flop_per_s + token_bytes / bytes_per_s + fit.context_per_step_s,
+        per_query_token_s=linear_token_bytes(shape) / bytes_per_s + fit.context_per_token_s,
         per_past_token_s=0.0,
         window_tokens=None,
     )

@@ -1,18 +1,17 @@
 """What is fitted for one GPU: the numbers of every operator form, with where they come from and how well they fit."""
 
 from enum import StrEnum
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from planner.domain.base import Frozen
 from planner.domain.dtypes import ComputeDtype, WeightDtype
 from planner.domain.evidence import Basis
 from planner.domain.hardware import Gpu
-
-FloatArray = NDArray[np.float64]
+from planner.formulas.arrays import FloatArray
 
 OPERATOR_FORMAT = 1
 """Raised whenever a form changes meaning, so that an older file is refused and not misread."""
@@ -46,7 +45,7 @@ class Evidence(Frozen):
 
 
 class GemmCurve(Frozen):
-    """p-norm of compute and memory time, plus a launch cost that grows with the depth of the reduction."""
+    """p-norm of compute and memory time, plus a launch, reduction depth and quantisation of the input."""
 
     flop_efficiency: float = Field(gt=0)
     byte_efficiency: float = Field(gt=0)
@@ -54,6 +53,47 @@ class GemmCurve(Frozen):
     constant_s: float = Field(ge=0)
     per_k_s: float = Field(ge=0)
     """Seconds per element of the reduction dimension."""
+    quantize_passes: float = Field(ge=0)
+    """Multiples of reading an input value in 16 bit and writing it in 8; 0 where inputs stay in 16 bit."""
+
+
+class GemmColumns(NamedTuple):
+    """`GemmCurve` with a column [curves, 1] for each of its coefficients."""
+
+    flop_efficiency: FloatArray
+    byte_efficiency: FloatArray
+    exponent: FloatArray
+    constant_s: FloatArray
+    per_k_s: FloatArray
+    quantize_passes: FloatArray
+
+
+class GemmSurface(Frozen):
+    """What the curves leave: log(measured / curve) on a grid of tokens x outputs x inputs, linear in between."""
+
+    log2_tokens: tuple[float, ...] = Field(min_length=2)
+    log2_width: tuple[float, ...] = Field(min_length=2)
+    """Grid of both n and k."""
+    log_ratio: tuple[float, ...]
+    """[tokens, n, k] flattened, last index fastest."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> "GemmSurface":
+        expected = len(self.log2_tokens) * len(self.log2_width) ** 2
+        if len(self.log_ratio) != expected:
+            raise ValueError(f"a surface of this grid has {expected} values, got {len(self.log_ratio)}")
+        return self
+
+    @cached_property
+    def grid(self) -> FloatArray:
+        """`log_ratio` as [tokens, n, k]."""
+        widths = len(self.log2_width)
+        return np.array(self.log_ratio).reshape(len(self.log2_tokens), widths, widths)
+
+    @cached_property
+    def tokens(self) -> FloatArray:
+        """`log2_tokens` as an array."""
+        return np.array(self.log2_tokens)
 
 
 class GemmFit(Frozen):
@@ -64,27 +104,36 @@ class GemmFit(Frozen):
     """Per weight, scales included."""
     small: GemmCurve
     large: GemmCurve
+    surface: GemmSurface | None = None
     small_evidence: Evidence
     large_evidence: Evidence
 
+    @cached_property
+    def curves(self) -> GemmColumns:
+        """Both curves as columns [2, 1] of each coefficient, to be evaluated together."""
+        pairs = zip(self.small.model_dump().values(), self.large.model_dump().values(), strict=True)
+        return GemmColumns(*(np.array([[small], [large]]) for small, large in pairs))
+
 
 class MoeCurve(Frozen):
-    """p-norm of grouped-matmul time and expert-weight traffic, plus routing and launch cost."""
+    """p-norm of grouped-matmul time and expert-weight traffic, plus routing, activations and launch."""
 
     flop_efficiency: float = Field(gt=0)
     byte_efficiency: float = Field(gt=0)
     exponent: float = Field(ge=0.5, le=64)
-    imbalance: float = Field(ge=1)
-    """Rows of the busiest rank over the mean."""
+    imbalance_exponent: float = Field(ge=0, le=1)
+    """a: the busiest of R expert-parallel ranks has R^a times the mean rows."""
     tile_rows: float = Field(ge=0)
     """Rows each active expert is padded by."""
     skew: float = Field(gt=0)
-    """Routing skew s of E (1 - (1 + m k / (E s))^-s); large is uniform routing."""
+    """s of E (1 - (1 + rows per expert / s)^-s) active experts; large is uniform routing."""
     constant_s: float = Field(ge=0)
-    per_expert_s: float = Field(ge=0)
-    """Per expert held by the rank."""
+    per_width_s: float = Field(ge=0)
+    """Per element of both reduction dimensions, inputs and intermediate."""
     activation_efficiency: float = Field(gt=0)
     """Share of memory bandwidth that routed activations move at."""
+    token_passes: float = Field(ge=0)
+    """Times every token's hidden state is moved whether routed here or not."""
 
 
 class MoeFit(Frozen):
@@ -101,6 +150,9 @@ class MoeFit(Frozen):
 class DecodeAttentionFit(Frozen):
     """One new token a sequence against its cache: KV traffic, a launch, and work per sequence and head."""
 
+    head_dim: int = Field(gt=0)
+    windowed: bool
+    """Measured with a sliding window; kernels differ."""
     byte_efficiency: float = Field(gt=0)
     constant_s: float = Field(ge=0)
     per_kv_head_s: float = Field(ge=0)
@@ -113,9 +165,13 @@ class DecodeAttentionFit(Frozen):
 class ContextAttentionFit(Frozen):
     """Many new tokens a sequence, causal among themselves, against all earlier ones."""
 
+    head_dim: int = Field(gt=0)
+    windowed: bool
     flop_efficiency: float = Field(gt=0)
     byte_efficiency: float = Field(gt=0)
     constant_s: float = Field(ge=0)
+    per_key_s: float = Field(ge=0)
+    """Per key of one sequence: a block of queries walks its keys one after another, on however large a GPU."""
     evidence: Evidence
 
 
@@ -142,11 +198,11 @@ class LinearAttentionFit(Frozen):
     decode_byte_efficiency: float = Field(gt=0)
     """Share of memory bandwidth at which a sequence's state is read and written."""
     decode_constant_s: float = Field(ge=0)
-    context_flop_efficiency: float = Field(gt=0)
     context_byte_efficiency: float = Field(gt=0)
+    """Share of memory bandwidth at which a prompt's inputs, convolutions and outputs move."""
     context_constant_s: float = Field(ge=0)
-    context_per_step_s: float = Field(ge=0)
-    """Per token of one sequence that cannot be spread over the GPU: the chunk recurrence."""
+    context_per_token_s: float = Field(ge=0)
+    """Per token of one sequence: chunks follow one another, on however large a GPU."""
     decode_evidence: Evidence
     context_evidence: Evidence
 
@@ -189,9 +245,9 @@ class OperatorCoefficients(Frozen):
     tables: tuple[TableSource, ...]
     gemm: dict[WeightDtype, GemmFit]
     moe: dict[WeightDtype, MoeFit]
-    decode_attention: dict[int, DecodeAttentionFit]
+    decode_attention: dict[int, tuple[DecodeAttentionFit, ...]]
     """By bytes of one cached value: 2 or 1."""
-    context_attention: dict[int, ContextAttentionFit]
+    context_attention: dict[int, tuple[ContextAttentionFit, ...]]
     mla: MlaFit
     linear_attention: LinearAttentionFit
     nvlink_all_reduce: AllReduceFit
@@ -236,7 +292,7 @@ def peak_flop_per_s(gpu: Gpu, compute: ComputeDtype) -> float:
     raise ValueError(f"{gpu.name} has no rate for {compute} or a wider format")
 
 
-def p_norm(first_s: FloatArray, second_s: FloatArray, exponent: float) -> FloatArray:
+def p_norm(first_s: FloatArray, second_s: FloatArray, exponent: FloatArray | float) -> FloatArray:
     """Soft maximum of two times: (a^p + b^p)^(1/p), exact where one dominates.
 
     >>> float(p_norm(np.array([3.0]), np.array([4.0]), 2.0)[0])

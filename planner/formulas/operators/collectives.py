@@ -1,9 +1,10 @@
 """Time of moving activations between GPUs."""
 
-from planner.domain.hardware import Interconnect
-from planner.formulas.operators.coefficients import CollectiveCurve, FloatArray, GpuOperators, p_norm
-
 import numpy as np
+
+from planner.domain.hardware import Interconnect
+from planner.formulas.arrays import FloatArray
+from planner.formulas.operators.coefficients import CollectiveCurve, GpuOperators, p_norm
 
 SEND_RECV_LATENCY_S = 10e-6
 SEND_RECV_EFFICIENCY = 0.7
@@ -17,7 +18,9 @@ def crosses_nvlink(ranks: int, interconnect: Interconnect) -> bool:
     return interconnect in (Interconnect.NVLINK, Interconnect.NVSWITCH, Interconnect.INFINITY_FABRIC)
 
 
-def collective_curve_s(message_bytes: FloatArray, link_bytes_per_s: float, curve: CollectiveCurve) -> FloatArray:
+def collective_curve_s(
+    message_bytes: FloatArray, link_bytes_per_s: float, curve: CollectiveCurve
+) -> FloatArray:
     """p-norm of the latency and 2 (n - 1) / n x message / (link e) [s]."""
     volume_bytes = message_bytes * (2.0 * (curve.ranks - 1) / curve.ranks)
     link_s = volume_bytes / (link_bytes_per_s * curve.link_efficiency)

@@ -1,0 +1,45 @@
+"""`ui`: starts the dashboard."""
+
+import importlib.util
+import subprocess
+import sys
+from typing import Annotated
+
+import typer
+
+from planner.catalog.paths import app_path
+from planner.domain.base import InputError
+
+
+def ui(
+    context: typer.Context,
+    headless: Annotated[bool, typer.Option("--headless", help="Do not open a browser.")] = False,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8501,
+    address: Annotated[str, typer.Option(help="Address to listen on.")] = "localhost",
+) -> None:
+    """Start the dashboard; further options go to `streamlit run`."""
+    if importlib.util.find_spec("streamlit") is None:
+        raise InputError("the dashboard needs streamlit: pip install streamlit")
+    if not app_path().is_file():
+        raise InputError(f"the dashboard is not there: {app_path()}")
+    command = streamlit_command(port=port, address=address, headless=headless, extra=context.args)
+    with subprocess.Popen(command) as server:
+        try:
+            code = server.wait()
+        except KeyboardInterrupt:
+            # The terminal has interrupted the server too; let it close its connections.
+            code = server.wait(timeout=10)
+    if code:
+        raise typer.Exit(code)
+
+
+def streamlit_command(*, port: int, address: str, headless: bool, extra: list[str]) -> list[str]:
+    """The command line of the server: local, and without sending usage statistics."""
+    return [
+        *(sys.executable, "-m", "streamlit", "run", str(app_path())),
+        f"--server.port={port}",
+        f"--server.address={address}",
+        f"--server.headless={'true' if headless else 'false'}",
+        "--browser.gatherUsageStats=false",
+        *extra,
+    ]

@@ -1,0 +1,164 @@
+"""`validate`: predicts measured runs and says how far off it is."""
+
+import csv as csv_module
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import typer
+
+from planner.assemble import facts_for
+from planner.cli.error_table import Checked, ErrorRow, check, error_rows
+from planner.cli.options import AsJson, CalibrationDir
+from planner.cli.outcomes import batches, outcomes
+from planner.cli.predict import check_method, summary
+from planner.cli.runs import Run, open_runs
+from planner.cli.screen import counting, note, records, say, show_json, show_markdown, show_table
+from planner.domain.base import InputError
+from planner.export.atomic import atomic_text, check_writable
+from planner.export.predictions import MEASURES, PREDICTION_COLUMNS, Outcome, Status, prediction_cells
+from planner.export.table import csv_cell, write_csv
+from planner.planning.facts import Facts
+
+ERROR_COLUMNS = ErrorRow._fields
+TIMES, MEMORY = MEASURES[:3], MEASURES[3:]
+SHORT = {
+    "ttft_ms_mean": "TTFT",
+    "tpot_ms_mean": "TPOT",
+    "output_tokens_per_s": "tokens/s",
+    "weights_gib_per_gpu": "weights",
+    "kv_cache_gib_per_gpu": "KV cache",
+    "kv_cache_tokens": "KV tokens",
+}
+LISTED_FAILURES = 10
+
+
+class Failure(NamedTuple):
+    """A row without a full answer."""
+
+    row: str
+    """Its `run_id`, else its number."""
+    status: Status
+    reason: str
+
+
+class Exam(NamedTuple):
+    """What came out of predicting measured runs."""
+
+    counts: Counter[Status]
+    checked: list[Checked]
+    failures: list[Failure]
+
+
+def validate(
+    *,
+    measured: Annotated[
+        Path, typer.Argument(metavar="MEASURED.csv", help="A runs table with measured columns.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="OUT.csv", help="Write every row with its prediction.")
+    ] = None,
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the error table to FILE.")] = None,
+    method: Annotated[str, typer.Option(help="steady: closed form.")] = "steady",
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables in Markdown.")] = False,
+    calibration_dir: CalibrationDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Predict measured runs and print the errors."""
+    check_method(method)
+    for path in (output, csv):
+        if path is not None:
+            check_writable(path)
+    found = examine(measured, facts_for(calibration_dir=calibration_dir), output)
+    rows = error_rows(found.checked)
+    if csv is not None:
+        write_csv(csv, ERROR_COLUMNS, rows)
+    for path in (output, csv):
+        if path is not None:
+            note(f"wrote {path}")
+    if as_json:
+        show_json(
+            {
+                "counts": {"rows": found.counts.total(), **{s.value: found.counts[s] for s in Status}},
+                "errors": records(ERROR_COLUMNS, rows),
+                "not_answered": records(Failure._fields, found.failures),
+            }
+        )
+        return
+    say(summary(found.counts))
+    say()
+    for measures in (TIMES, MEMORY):
+        _show(measures, rows, markdown=markdown)
+    for failure in found.failures[:LISTED_FAILURES]:
+        note(f"{failure.status.value}: {failure.row}: {failure.reason}")
+    if len(found.failures) > LISTED_FAILURES:
+        note(
+            f"and {len(found.failures) - LISTED_FAILURES} more rows without an answer (--output has them all)"
+        )
+
+
+def examine(path: Path, facts: Facts, output: Path | None = None) -> Exam:
+    """Predicts a measured table, and writes every row with its prediction where asked to.
+
+    Raises:
+        InputError: the table cannot be read, or has none of the measured columns.
+    """
+    exam = Exam(Counter(), [], [])
+    with ExitStack() as stack:
+        table = stack.enter_context(open_runs(path))
+        if not set(MEASURES) & set(table.columns):
+            raise InputError(
+                f"{path}: nothing measured; it needs at least one column of {', '.join(MEASURES)}"
+            )
+        writer = csv_module.writer(stack.enter_context(atomic_text(output))) if output is not None else None
+        if writer is not None:
+            writer.writerow((*table.columns, *PREDICTION_COLUMNS))
+        advance = stack.enter_context(counting("predicting", None))
+        for batch in batches(table.runs):
+            for run, outcome in zip(batch, outcomes(batch, facts), strict=True):
+                _count(exam, table.columns, run, outcome)
+                if writer is not None:
+                    cells = prediction_cells(outcome, facts.accuracy)
+                    writer.writerow((*run.cells, *map(csv_cell, cells)))
+            advance(len(batch))
+    return exam
+
+
+def _count(exam: Exam, columns: Sequence[str], run: Run, outcome: Outcome) -> None:
+    exam.counts[outcome.status] += 1
+    if outcome.status is not Status.ERROR:
+        exam.checked.append(check(columns, run, outcome))
+    if outcome.status is not Status.OK:
+        named = run.cells[columns.index("run_id")] if "run_id" in columns else ""
+        exam.failures.append(Failure(named or f"row {exam.counts.total()}", outcome.status, outcome.reason))
+
+
+def _show(measures: Sequence[str], rows: Sequence[ErrorRow], *, markdown: bool) -> None:
+    """One table with a column a measure; each cell holds median and 90th percentile of |error|, and the bias."""
+    present = [measure for measure in measures if any(row.measure == measure for row in rows)]
+    if not present:
+        return
+    cells = {(row.group, row.name, row.measure): row for row in rows}
+    lines = []
+    for group, name in dict.fromkeys((row.group, row.name) for row in rows if row.measure in present):
+        found = [cells.get((group, name, measure)) for measure in present]
+        count = max(row.rows for row in found if row is not None)
+        lines.append(
+            [name if group == "all" else f"{group} {name}", str(count), *(_errors(row) for row in found)]
+        )
+    headers = ["", "rows", *(f"{SHORT[measure]} error" for measure in present)]
+    title = "|predicted / measured - 1| in %: median / 90th percentile (bias)"
+    if markdown:
+        say(f"{title}\n")
+        show_markdown(headers, lines)
+        say()
+    else:
+        show_table(title, headers, lines)
+
+
+def _errors(row: ErrorRow | None) -> str:
+    if row is None:
+        return ""
+    return f"{100 * row.median_ratio:.1f} / {100 * row.p90_ratio:.1f} ({100 * row.bias_ratio:+.1f})"

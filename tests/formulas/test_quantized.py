@@ -1,0 +1,61 @@
+"""The user's wish for a weight format."""
+
+import pytest
+
+from planner.catalog.models import load_model
+from planner.domain.base import InputError
+from planner.domain.dtypes import WeightDtype
+from planner.domain.model import GemmRole
+from planner.formulas.quantized import quantizable_roles, with_weight_dtype
+
+
+@pytest.mark.parametrize("dtype", [None, WeightDtype.BF16, WeightDtype.FP16])
+def test_sixteen_bits_leave_an_unquantised_model_alone(dtype: WeightDtype | None) -> None:
+    model = load_model("meta-llama/Llama-3.1-8B")
+    assert with_weight_dtype(model, dtype) is model
+
+
+def test_linear_layers_are_quantised_and_nothing_else() -> None:
+    model = load_model("deepseek-ai/DeepSeek-V3")
+    wished = with_weight_dtype(load_model("Qwen/Qwen3-30B-A3B"), WeightDtype.FP8)
+    assert wished.quantization is not None
+    assert wished.head_quantization is None
+    stored = {role for role, _ in wished.layer_kinds[0].quantized}
+    assert stored == {GemmRole.QKV, GemmRole.ATTENTION_OUT, GemmRole.EXPERTS}
+    assert GemmRole.ROUTER not in quantizable_roles(model.layer_kinds[-1])
+
+
+def test_mxfp4_quantises_experts_where_there_are_any() -> None:
+    mixture = with_weight_dtype(load_model("Qwen/Qwen3-30B-A3B"), WeightDtype.MXFP4)
+    assert [role for role, _ in mixture.layer_kinds[0].quantized] == [GemmRole.EXPERTS]
+    dense = with_weight_dtype(load_model("Qwen/Qwen3-8B"), WeightDtype.MXFP4)
+    assert len(dense.layer_kinds[0].quantized) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("deepseek-ai/DeepSeek-R1", WeightDtype.FP8_BLOCK),
+        ("deepseek-ai/DeepSeek-R1", WeightDtype.FP8),
+        ("moonshotai/Kimi-K2.5", WeightDtype.AWQ),
+        ("openai/gpt-oss-120b", WeightDtype.MXFP4),
+        ("nvidia/Qwen3-235B-A22B-NVFP4", WeightDtype.NVFP4),
+    ],
+)
+def test_asking_for_what_it_is_changes_nothing(name: str, dtype: WeightDtype) -> None:
+    model = load_model(name)
+    assert with_weight_dtype(model, dtype) is model
+
+
+@pytest.mark.parametrize("dtype", [WeightDtype.BF16, WeightDtype.NVFP4, WeightDtype.INT8])
+def test_asking_a_quantised_checkpoint_for_something_else_is_refused(dtype: WeightDtype) -> None:
+    with pytest.raises(InputError, match="already stored as fp8_block") as refusal:
+        with_weight_dtype(load_model("deepseek-ai/DeepSeek-R1"), dtype)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_wish_made_twice_is_one_wish() -> None:
+    model = load_model("meta-llama/Llama-3.1-8B")
+    once = with_weight_dtype(model, WeightDtype.FP8)
+    assert with_weight_dtype(once, WeightDtype.FP8) is once
+    assert once == load_model("meta-llama/Llama-3.1-8B", weight_dtype=WeightDtype.FP8)
