@@ -109,3 +109,44 @@ def evidence(measured_s: FloatArray, outcome: HeldOut, where: BoolArray, note: s
         held_out_median_ratio=rounded(float(np.median(unseen_error))) if unseen.any() else None,
         held_out_p90_ratio=rounded(float(np.quantile(unseen_error, 0.9))) if unseen.any() else None,
     )
+
+
+class LinearForm(NamedTuple):
+    """A time that is a sum of terms: seconds per unit of each coefficient [rows, terms].
+
+    The first `efficiencies` terms are divided by their coefficient, the others multiplied with it.
+    """
+
+    terms: FloatArray
+    efficiencies: int
+
+    def rows(self, keep: BoolArray | IntArray) -> "LinearForm":
+        """The form of some rows."""
+        return LinearForm(self.terms[keep], self.efficiencies)
+
+    def time_s(self, values: FloatArray) -> FloatArray:
+        """Seconds of every row."""
+        factors = np.concatenate([1.0 / values[: self.efficiencies], values[self.efficiencies :]])
+        return np.asarray(self.terms @ factors, dtype=np.float64)
+
+
+class Measured(NamedTuple):
+    """Times to fit, with one number for the shape each row belongs to."""
+
+    latency_s: FloatArray
+    shapes: FloatArray
+    note: str
+
+
+def fit_linear(form: LinearForm, bounds: Sequence[Bound], measured: Measured) -> tuple[list[float], Evidence]:
+    """The coefficients of a linear form and what they are worth."""
+
+    def fit(use: BoolArray) -> FloatArray:
+        index = sample_rows(use)
+        return robust_fit(form.rows(index).time_s, bounds, measured.latency_s[index])
+
+    values, outcome = fit_and_hold_out(fit, form.time_s, measured.shapes)
+    everything = np.ones(measured.latency_s.shape, dtype=np.bool_)
+    return [float(value) for value in values], evidence(
+        measured.latency_s, outcome, everything, measured.note
+    )

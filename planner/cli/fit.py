@@ -5,11 +5,20 @@ from typing import Annotated
 
 import typer
 
-from planner.cli.screen import note, records, show_json, show_table
+from planner.assemble import facts_for
+from planner.catalog.paths import default_calibration_dir
+from planner.cli.error_bands import fit_error_bands
+from planner.cli.options import AsJson, CsvFile
+from planner.cli.screen import note, records, show_json, show_table, working
+from planner.domain.base import InputError
+from planner.domain.evidence import ErrorBand
+from planner.export.atomic import check_writable, write_text
 from planner.export.format import percent
 from planner.export.table import Cell, write_csv
 
 app = typer.Typer(help="Fit coefficients and their errors from evidence.", rich_markup_mode=None)
+
+ACCURACY_FILE = "accuracy.json"
 
 OutputDir = Annotated[
     Path | None,
@@ -19,7 +28,65 @@ OutputDir = Annotated[
 ]
 
 
+@app.command("errors")
+def errors(
+    measured: Annotated[
+        Path, typer.Argument(metavar="MEASURED.csv", help="A runs table with measured times.")
+    ],
+    calibration_dir: OutputDir = None,
+    csv: CsvFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Store how far predictions lie from measured runs."""
+    folder = _writable_folder(calibration_dir)
+    if csv is not None:
+        check_writable(csv)
+    with working("predicting measured runs from every GPU's tables"):
+        accuracy = fit_error_bands(measured, facts_for(calibration_dir=calibration_dir))
+    write_text(folder / ACCURACY_FILE, accuracy.model_dump_json(indent=2) + "\n")
+    columns = tuple(ErrorBand.model_fields)
+    rows = [tuple(band.model_dump(mode="json").values()) for band in accuracy.bands]
+    if csv is not None:
+        write_csv(csv, columns, rows)
+    if as_json:
+        show_json(records(columns, rows))
+    else:
+        headers = ["basis", "runs", "TPOT error", "TTFT error", "TPOT 90 %", "TTFT 90 %", "how"]
+        show_table(
+            "Median error, and where 90 % of measured / predicted lie", headers, _band_rows(accuracy.bands)
+        )
+    note(f"wrote {folder / ACCURACY_FILE}")
+
+
+def _band_rows(bands: tuple[ErrorBand, ...]) -> list[list[str]]:
+    """Bands as rows for a screen."""
+    return [
+        [
+            band.basis.value,
+            str(band.runs),
+            percent(band.tpot_median_error_ratio),
+            percent(band.ttft_median_error_ratio),
+            f"{band.tpot_factor_low:.2f} to {band.tpot_factor_high:.2f}",
+            f"{band.ttft_factor_low:.2f} to {band.ttft_factor_high:.2f}",
+            band.note,
+        ]
+        for band in bands
+    ]
+
+
+def _writable_folder(calibration_dir: Path | None) -> Path:
+    """Where coefficients are written, made if it is not there."""
+    folder = calibration_dir or default_calibration_dir()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write in {folder}: {error.strerror or error}") from None
+    check_writable(folder / ACCURACY_FILE)
+    return folder
+
+
 def _show(columns: tuple[str, ...], rows: list[tuple[Cell, ...]], csv: Path | None, *, as_json: bool) -> None:
+    """The errors of a fit, wherever they are wanted."""
     if csv is not None:
         write_csv(csv, columns, rows)
         note(f"wrote {csv}")

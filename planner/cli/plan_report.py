@@ -169,7 +169,8 @@ def _show_warnings(answer: Answer) -> None:
         for warning in plan_warnings(plan, answer.checkpoint):
             ranks[warning].append(rank)
     for warning, where in ranks.items():
-        say(f"  {', '.join(map(str, where))}: {warning}")
+        every = len(where) == len(answer.shortlist) > 1
+        say(f"  {'all' if every else ', '.join(map(str, where))}: {warning}")
     if ranks:
         say()
 

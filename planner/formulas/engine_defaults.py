@@ -13,7 +13,8 @@ from planner.domain.hardware import Gpu
 from planner.domain.units import GIB_BYTES
 
 NEWEST_TESTED_VERSION = "0.32.0"
-OLDEST_VERSION = "0.8.0"
+VERSION = re.compile(r"[vV]?(\d{1,4})\.(\d{1,4})(?:\.(\d{1,4}))?(?:(?:\.?[a-zA-Z]|[-+]).*)?")
+"""A release number and whatever marks a build: `0.26.0rc1`, `0.11.1.dev7+gabc`, `v0.11`."""
 DEFAULT_BLOCK_SIZE_TOKENS = 16
 LARGE_MEMORY_BYTES = 70 * GIB_BYTES
 VERY_LARGE_MEMORY_BYTES = 160 * GIB_BYTES
@@ -32,6 +33,10 @@ class EngineVersion(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.major}.{self.minor}.{self.patch}"
+
+
+OLDEST_VERSION = EngineVersion(0, 8, 0)
+"""The first with the V1 engine as the default."""
 
 
 class EngineRules(NamedTuple):
@@ -96,16 +101,15 @@ def parse_version(engine_version: str) -> EngineVersion:
     Raises:
         InputError: not a version, or older than the V1 engine this planner models.
     """
-    text = engine_version.strip() or NEWEST_TESTED_VERSION
-    match = re.match(r"[vV]?(\d{1,4})\.(\d{1,4})(?:\.(\d{1,4}))?(?![\d])", text)
+    match = VERSION.fullmatch(engine_version.strip() or NEWEST_TESTED_VERSION)
     if match is None:
         raise InputError(
-            f"engine_version {engine_version!r} is not a vLLM version such as {NEWEST_TESTED_VERSION}"
+            f"engine_version {engine_version[:40]!r} is not a vLLM version such as {NEWEST_TESTED_VERSION}"
         )
     version = EngineVersion(int(match[1]), int(match[2]), int(match[3] or 0))
-    if str(version) != OLDEST_VERSION and version < EngineVersion(*map(int, OLDEST_VERSION.split("."))):
+    if version < OLDEST_VERSION:
         raise InputError(
-            f"engine_version {engine_version!r} is older than vLLM {OLDEST_VERSION}, the first modelled"
+            f"engine_version {engine_version[:40]!r} is older than vLLM {OLDEST_VERSION}, the first modelled"
         )
     return version
 

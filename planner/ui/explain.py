@@ -23,7 +23,7 @@ ONE_LAYOUT = np.array([[0]], dtype=np.intp)
 
 
 class Line(NamedTuple):
-    """One formula: what it gives, how, with which numbers, and the result as computed and as shown."""
+    """One formula: what it gives, how, with which numbers, and the result as shown and as computed."""
 
     title: str
     formula: str
@@ -88,7 +88,7 @@ def weights_line(placed: Placed) -> Line:
         "Weights per GPU",
         "sum over tensors of (elements on this rank × bytes each + scales)",
         f"{parts} GiB, {placed.weight_dtype.value}, TP {placed.parallelism.tp}",
-        gib(total),
+        f"≈ {gib(total)}",
         float(total),
     )
 
@@ -142,7 +142,7 @@ def kv_tokens_line(plan: Plan) -> Line:
         f"({number(bytes_to_gib(memory.total_bytes), 4)} × {plan.engine.gpu_memory_utilization:g} − "
         f"{' − '.join(number(bytes_to_gib(size)) for size in taken)}) GiB = {gib(memory.kv_cache_bytes)}, "
         f"/ {memory.kv_bytes_per_token:,.0f} B, in blocks of {memory.block_size}",
-        f"{number(memory.kv_cache_tokens)} tokens",
+        f"≈ {number(memory.kv_cache_tokens)} tokens",
         float(memory.kv_cache_tokens),
     )
 
@@ -186,7 +186,7 @@ def step_line(plan: Plan, question: Question, table: StepTable) -> Line:
         "layers × (matrix products + all-reduce + element-wise + attention) + logits",
         f"{number(plan.running_requests)} running at the peak, mean context {number(_context_tokens(question))} "
         f"tokens: products {latency(step.products_s)} + attention {latency(step.attention_s)}",
-        latency(step.total_s),
+        f"≈ {latency(step.total_s)}",
         step.total_s,
     )
 
@@ -202,7 +202,7 @@ def tpot_line(plan: Plan, question: Question, table: StepTable) -> Line:
         "+ spread of the load",
         f"{latency(own_s)} + {latency(at_peak.tpot_mean_s - own_s)} = mean "
         f"{latency(at_peak.tpot_mean_s)}, + {latency(at_peak.tpot_p95_s - at_peak.tpot_mean_s)}",
-        latency(at_peak.tpot_p95_s),
+        f"≈ {latency(at_peak.tpot_p95_s)}",
         at_peak.tpot_p95_s,
     )
 
@@ -218,7 +218,7 @@ def ttft_line(plan: Plan, question: Question, table: StepTable) -> Line:
         "prompt passes × step with a prompt chunk + waiting for the running step, other prompts and a slot",
         f"{number(prompt_tokens)} prompt tokens in {passes:.3g} {'pass' if passes == 1 else 'passes'}: "
         f"{latency(idle_s)} + {latency(waiting_s)}",
-        latency(plan.latency.ttft_p95_s),
+        f"≈ {latency(plan.latency.ttft_p95_s)}",
         plan.latency.ttft_p95_s,
     )
 
@@ -267,6 +267,6 @@ def cost_line(plan: Plan) -> Line:
         "instances × price per hour × hours of a month",
         f"{plan.fleet.instances} × ${price.usd_per_hour:.4g} × {HOURS_PER_MONTH:g} h "
         f"({percent(plan.utilization_ratio)} busy at the peak)",
-        usd(plan.cost.usd_per_month),
+        f"≈ {usd(plan.cost.usd_per_month)}",
         plan.fleet.instances * price.usd_per_hour * HOURS_PER_MONTH,
     )

@@ -1,6 +1,6 @@
 """Tables of plans, rejections and facts in human units, and what a selection in them means."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import pandas as pd
@@ -34,14 +34,15 @@ MEASURED = (Bottleneck.MEMORY, Bottleneck.TTFT, Bottleneck.TPOT, Bottleneck.BUDG
 """Rejections whose need and have are quantities."""
 MANIFOLD = 3.0
 RELAXATIONS = {
-    Bottleneck.MEMORY: "allow a larger TP or PP, fp8 weights or KV cache, or shorter requests",
-    Bottleneck.TTFT: "promise a longer TTFT or send shorter prompts",
-    Bottleneck.TPOT: "promise a longer TPOT or allow a larger TP or faster GPUs",
-    Bottleneck.BUDGET: "raise the budget, or allow reserved or spot capacity",
-    Bottleneck.DTYPE: "choose another weight or KV format, or newer GPUs",
-    Bottleneck.PARALLELISM: "allow another TP or PP",
-    Bottleneck.BACKEND: "choose GPUs that vLLM is modelled on",
+    Bottleneck.BUDGET: "Raise the budget to {need}, or allow reserved or spot capacity",
+    Bottleneck.TPOT: "Promise a TPOT of more than {have}, or allow a larger TP or faster GPUs",
+    Bottleneck.TTFT: "Promise a TTFT of more than {have}, or send shorter prompts",
+    Bottleneck.MEMORY: "Allow a larger TP or PP, fp8 weights or KV cache, or shorter requests",
+    Bottleneck.PARALLELISM: "Allow another TP or PP",
+    Bottleneck.DTYPE: "Choose another weight or KV format, or newer GPUs",
+    Bottleneck.BACKEND: "Choose GPUs on which vLLM is modelled",
 }
+"""What to give up where this stops a candidate; what stops it last of all checks comes first."""
 
 
 def layout_title(plan: Plan) -> str:
@@ -180,6 +181,26 @@ def distinct_rejections(rejections: Iterable[Rejection]) -> list[Rejection]:
             seen.add(key)
             distinct.append(rejection)
     return distinct
+
+
+def nearest_by_bottleneck(rejections: Sequence[Rejection]) -> list[Rejection]:
+    """The nearest miss for each thing that can be relaxed by degrees; for each of the rest where there is none."""
+    nearest = [
+        min(stopped, key=lambda rejection: rejection.miss_ratio)
+        for bottleneck in RELAXATIONS
+        if (stopped := [rejection for rejection in rejections if rejection.bottleneck is bottleneck])
+    ]
+    return [rejection for rejection in nearest if rejection.bottleneck in MEASURED] or nearest
+
+
+def relaxation(miss: Rejection) -> str:
+    """What to relax, and how far, for this candidate to work."""
+    quantity = usd if miss.bottleneck is Bottleneck.BUDGET else _in_unit(miss.unit)
+    return RELAXATIONS[miss.bottleneck].format(need=quantity(miss.need), have=quantity(miss.have))
+
+
+def _in_unit(unit: str) -> Callable[[float], str]:
+    return lambda value: f"{number(value)} {unit}"
 
 
 def rejection_table(rejections: Iterable[Rejection]) -> pd.DataFrame:

@@ -52,7 +52,7 @@ CASES = [
     ("nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16", 1, 2),
 ]
 SIZES = [(32768, 8192, 20 * GIB + 12345), (8192, 2048, 7 * GIB), (131072, 16384, 60 * GIB)]
-COLUMNS = [
+COLUMNS = (
     "model",
     "tp",
     "kv_bytes_per_value",
@@ -63,7 +63,7 @@ COLUMNS = [
     "num_blocks",
     "tokens",
     "max_concurrency",
-]
+)
 
 
 def attention_specs(model: Model, tp: int, value_bytes: int, block: int) -> Iterator[KVCacheSpec]:

@@ -1,9 +1,10 @@
 """How each `architectures` class of a config.json is read; one module a family."""
 
-from planner.catalog.architectures import dense, hybrid, latent, moe
+from planner.catalog.architectures import classic, dense, hybrid, latent, moe
 from planner.catalog.architectures.base import Architecture, Decoder
 
 TEXT_ARCHITECTURES: dict[str, Architecture] = {
+    **classic.ARCHITECTURES,
     **dense.ARCHITECTURES,
     **moe.ARCHITECTURES,
     **latent.ARCHITECTURES,

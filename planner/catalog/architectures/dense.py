@@ -31,6 +31,15 @@ INTERNLM2_NAMES: Names = {
     GemmRole.GATE_UP: ("feed_forward.w1", "feed_forward.w3"),
     GemmRole.DOWN: ("feed_forward.w2",),
 }
+GEMMA3_DEFAULTS: dict[str, object] = {
+    "vocab_size": 262208,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "max_position_embeddings": 131072,
+    "sliding_window": 4096,
+}
+"""Published Gemma 3 configs leave out what equals these defaults of their config class (transformers)."""
 FC_NAMES: Names = {**DECODER_NAMES, GemmRole.GATE_UP: ("mlp.c_fc",), GemmRole.DOWN: ("mlp.c_proj",)}
 UP_NAMES: Names = {**DECODER_NAMES, GemmRole.GATE_UP: ("mlp.up_proj",)}
 
@@ -42,6 +51,40 @@ def llama(fields: Fields) -> Decoder:
     attention = softmax_attention(fields, bias=bias, output_bias=output_bias)
     if not fields.has("layer_types"):
         attention = windowed(attention, sliding_window(fields))
+    ffn = dense_ffn(fields, bias=fields.flag("mlp_bias"))
+    return build(fields, stack(scoped(fields, attention), [ffn] * layer_count(fields)))
+
+
+def smollm3(fields: Fields) -> Decoder:
+    """SmolLM 3 (transformers' own class under vLLM); its sliding window is off unless asked for."""
+    attention = softmax_attention(fields, bias=fields.flag("attention_bias"))
+    if fields.flag("use_sliding_window"):
+        raise fields.refuse("use_sliding_window is not understood")
+    ffn = dense_ffn(fields, bias=fields.flag("mlp_bias"))
+    count = layer_count(fields)
+    return build(fields, stack([attention] * count, [ffn] * count), tied=True)
+
+
+def glm(fields: Fields) -> Decoder:
+    """GLM-4 9B of the first series (transformers' own class under vLLM)."""
+    attention = softmax_attention(fields, bias=fields.flag("attention_bias"), output_bias=False)
+    count = layer_count(fields)
+    return build(fields, stack([attention] * count, [dense_ffn(fields)] * count), names=PHI3_NAMES)
+
+
+def seed_oss(fields: Fields) -> Decoder:
+    """Seed-OSS (transformers' own class under vLLM)."""
+    attention = softmax_attention(
+        fields, bias=fields.flag("attention_bias"), output_bias=fields.flag("attention_out_bias")
+    )
+    ffn = dense_ffn(fields, bias=fields.flag("mlp_bias"))
+    count = layer_count(fields)
+    return build(fields, stack([attention] * count, [ffn] * count))
+
+
+def exaone4(fields: Fields) -> Decoder:
+    """EXAONE 4: norms after each block (vllm/model_executor/models/exaone4.py)."""
+    attention = softmax_attention(fields, bias=fields.flag("attention_bias"), qk_norm=QkNorm.PER_HEAD)
     ffn = dense_ffn(fields, bias=fields.flag("mlp_bias"))
     return build(fields, stack(scoped(fields, attention), [ffn] * layer_count(fields)))
 
@@ -110,6 +153,8 @@ def gemma2(fields: Fields) -> Decoder:
 
 def gemma3(fields: Fields) -> Decoder:
     """Gemma 3: five sliding layers to a full one (vllm/model_executor/models/gemma3.py)."""
+    present = {name: value for name, value in fields.values.items() if value is not None}
+    fields = Fields({**GEMMA3_DEFAULTS, **present}, fields.where)
     attention = softmax_attention(fields, bias=fields.flag("attention_bias"), qk_norm=QkNorm.PER_HEAD)
     count = layer_count(fields)
     period = fields.whole("sliding_window_pattern", "_sliding_window_pattern", default=6)
@@ -194,6 +239,10 @@ ARCHITECTURES: dict[str, Architecture] = {
     "Qwen2ForCausalLM": qwen2,
     "MiMoForCausalLM": qwen2,
     "Qwen3ForCausalLM": qwen3,
+    "SmolLM3ForCausalLM": smollm3,
+    "GlmForCausalLM": glm,
+    "SeedOssForCausalLM": seed_oss,
+    "Exaone4ForCausalLM": exaone4,
     "Phi3ForCausalLM": phi3,
     "GemmaForCausalLM": gemma,
     "Gemma2ForCausalLM": gemma2,

@@ -85,16 +85,16 @@ def _qwen_mixers(fields: Fields) -> list[SoftmaxAttention | LinearAttention]:
         key_head_dim=fields.whole("linear_key_head_dim", high=65_536),
         value_head_dim=fields.whole("linear_value_head_dim", high=65_536),
         conv_kernel=fields.whole("linear_conv_kernel_dim", high=1024),
-        state_bytes_per_value=_state_bytes(fields, "mamba_ssm_dtype"),
+        state_bytes_per_value=_state_bytes(fields, "mamba_ssm_dtype", silent="auto"),
     )
     return [full if kind == FULL else linear for kind in types]
 
 
-def _state_bytes(fields: Fields, *names: str) -> int:
-    """Bytes a value of the recurrent state; vLLM follows the model's dtype where the config is silent."""
-    name = fields.text(*names, default="auto")
+def _state_bytes(fields: Fields, field: str, *, silent: str) -> int:
+    """Bytes a value of the recurrent state; `silent` is what vLLM takes where the config does not say."""
+    name = fields.text(field, default=silent)
     if name not in STATE_BYTES:
-        raise fields.refuse(f"{names[0]} {shown(name)} is not understood; known: {', '.join(STATE_BYTES)}")
+        raise fields.refuse(f"{field} {shown(name)} is not understood; known: {', '.join(STATE_BYTES)}")
     return STATE_BYTES[name]
 
 
@@ -142,7 +142,7 @@ def _mamba(fields: Fields) -> Layer:
         conv_kernel=fields.whole("conv_kernel", high=1024),
         conv_bias=fields.flag("use_conv_bias", default=True),
         projection_bias=fields.flag("use_bias"),
-        state_bytes_per_value=_state_bytes(fields, "mamba_ssm_cache_dtype"),
+        state_bytes_per_value=_state_bytes(fields, "mamba_ssm_cache_dtype", silent="float32"),
     )
     return Layer(attention=mixer, ffn=None, norms=1)
 

@@ -20,6 +20,16 @@ def deepseek(fields: Fields) -> Decoder:
     return build(fields, stack([_attention(fields)] * count, _ffns(fields)))
 
 
+def glm_lite(fields: Fields) -> Decoder:
+    """GLM-4.7 Flash: latent attention with GLM-4.5's experts (vllm/.../glm4_moe_lite.py)."""
+    count = layer_count(fields)
+    moe = routed(fields, router_fp32=True, correction_bias=True)
+    first_dense = fields.whole("first_k_dense_replace", default=1, low=0)
+    every = fields.whole("moe_layer_freq", default=1)
+    ffns = sparse_after(dense_ffn(fields), moe, count, first_dense, every)
+    return build(fields, stack([_attention(fields)] * count, ffns))
+
+
 def sparse_deepseek(fields: Fields) -> Decoder:
     """DeepSeek V3.2 and GLM-5: an indexer chooses the tokens to attend to (vllm/models/deepseek_v32)."""
     dense = _attention(fields)
@@ -81,5 +91,6 @@ ARCHITECTURES: dict[str, Architecture] = {
     "DeepseekV2ForCausalLM": deepseek,
     "DeepseekV3ForCausalLM": deepseek,
     "DeepseekV32ForCausalLM": sparse_deepseek,
+    "Glm4MoeLiteForCausalLM": glm_lite,
     "GlmMoeDsaForCausalLM": sparse_deepseek,
 }

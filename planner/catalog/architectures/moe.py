@@ -56,6 +56,18 @@ def granite_moe(fields: Fields) -> Decoder:
     return _uniform(fields, attention, _local_moe(fields), names=W123_NAMES)
 
 
+def olmoe(fields: Fields) -> Decoder:
+    """OLMoE (vllm/model_executor/models/olmoe.py)."""
+    experts = fields.whole("num_experts", high=100_000)
+    moe = MoeFfn(
+        experts=experts,
+        experts_per_token=experts_per_token(fields, experts),
+        intermediate=fields.whole("intermediate_size"),
+    )
+    attention = softmax_attention(fields, qk_norm=QkNorm.ALL_HEADS)
+    return _uniform(fields, attention, moe, names=DECODER_NAMES)
+
+
 def phi_moe(fields: Fields) -> Decoder:
     """Phi-3.5-MoE: layer norms, biased attention and head (vllm/model_executor/models/phimoe.py)."""
     attention = softmax_attention(fields, bias=fields.flag("attention_bias"))
@@ -248,6 +260,7 @@ def ernie_moe(fields: Fields) -> Decoder:
 ARCHITECTURES: dict[str, Architecture] = {
     "MixtralForCausalLM": mixtral,
     "GraniteMoeForCausalLM": granite_moe,
+    "OlmoeForCausalLM": olmoe,
     "PhiMoEForCausalLM": phi_moe,
     "MiniMaxM2ForCausalLM": minimax_m2,
     "GptOssForCausalLM": gpt_oss,

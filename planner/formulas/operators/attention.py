@@ -5,10 +5,12 @@ from typing import NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from planner.domain.dtypes import ComputeDtype
+from planner.domain.hardware import Gpu
 from planner.formulas.arrays import FloatArray
-from planner.formulas.operators.coefficients import GpuOperators, peak_flop_per_s
+from planner.formulas.operators.coefficients import GpuOperators, p_norm, peak_flop_per_s
 
 ACTIVATION_BYTES = 2.0
+LATENT_EXPONENT = 4.0
 
 
 class _PerHeadDim(Protocol):
@@ -128,27 +130,63 @@ class LatentShape(NamedTuple):
         return self.kv_lora_rank + self.qk_rope_head_dim
 
 
+class LatentWork(NamedTuple):
+    """What one token costs in latent attention at the datasheet's rates [s]."""
+
+    cached_byte_s: float
+    """Reading its latent vector, once for all heads."""
+    cached_flop_s: float
+    """Scores and values of every head in the latent space."""
+    expand_flop_s: float
+    """kv_b projection of its latent vector to keys and values of every head."""
+    expand_byte_s: float
+    """Writing and reading those keys and values."""
+    pair_flop_s: float
+    """One query against one expanded key, all heads."""
+
+
+def latent_work(shape: LatentShape, gpu: Gpu) -> LatentWork:
+    """Costs of one token in latent attention at the datasheet's rates."""
+    flop_per_s = peak_flop_per_s(gpu, ComputeDtype.BF16)
+    bytes_per_s = gpu.memory_bandwidth_bytes_per_s
+    key = shape.qk_nope_head_dim + shape.qk_rope_head_dim
+    expanded = shape.heads * (key + shape.v_head_dim)
+    expand_flop = 2.0 * shape.kv_lora_rank * shape.heads * (shape.qk_nope_head_dim + shape.v_head_dim)
+    return LatentWork(
+        cached_byte_s=shape.latent * shape.kv_bytes / bytes_per_s,
+        cached_flop_s=2.0 * shape.heads * (shape.latent + shape.kv_lora_rank) / flop_per_s,
+        expand_flop_s=expand_flop / flop_per_s,
+        expand_byte_s=2.0 * expanded * ACTIVATION_BYTES / bytes_per_s,
+        pair_flop_s=2.0 * expanded / flop_per_s,
+    )
+
+
+def latent_cached_token_s(byte_s: FloatArray, flop_s: FloatArray) -> FloatArray:
+    """A cached token's cost: the longer of its bytes and its FLOP, rounded off where they meet."""
+    return p_norm(byte_s, flop_s, LATENT_EXPONENT)
+
+
 def mla_decode(shape: LatentShape, ops: GpuOperators) -> DecodeAttention:
     """Decode time of one MLA layer without its projections: two absorbed batched matmuls and the latent cache.
 
     A context token costs the longer of its bytes (read once, whatever the heads) and 2 heads (latent + rank) FLOP.
     """
     fit = ops.coefficients.mla
-    flop_per_s = peak_flop_per_s(ops.gpu, ComputeDtype.BF16)
     bytes_per_s = ops.gpu.memory_bandwidth_bytes_per_s
     absorbed = shape.heads * shape.kv_lora_rank * (shape.qk_nope_head_dim + shape.v_head_dim)
-    token_flop_s = 2.0 * shape.heads * (shape.latent + shape.kv_lora_rank) / flop_per_s
-    token_byte_s = shape.latent * shape.kv_bytes / bytes_per_s
+    work = latent_work(shape, ops.gpu)
+    cached_s = latent_cached_token_s(
+        np.float64(work.cached_byte_s / fit.decode_byte_efficiency),
+        np.float64(work.cached_flop_s / fit.decode_flop_efficiency),
+    )
     return DecodeAttention(
         constant_s=(
             fit.decode_constant_s
             + 2.0 * fit.bmm_constant_s
             + absorbed * ACTIVATION_BYTES / (bytes_per_s * fit.bmm_byte_efficiency)
         ),
-        per_sequence_s=2.0 * absorbed / (flop_per_s * fit.bmm_flop_efficiency),
-        per_context_token_s=max(
-            token_flop_s / fit.decode_flop_efficiency, token_byte_s / fit.decode_byte_efficiency
-        ),
+        per_sequence_s=work.expand_flop_s / fit.bmm_flop_efficiency,
+        per_context_token_s=float(cached_s),
     )
 
 
@@ -158,14 +196,13 @@ def mla_context(shape: LatentShape, ops: GpuOperators) -> ContextAttention:
     vLLM expands the latent cache through kv_b_proj and attends in the full head size; chunks expand their past again.
     """
     fit = ops.coefficients.mla
-    flop_per_s = peak_flop_per_s(ops.gpu, ComputeDtype.BF16) * fit.context_flop_efficiency
-    query_width = shape.qk_nope_head_dim + shape.qk_rope_head_dim
+    work = latent_work(shape, ops.gpu)
     expand_s = (
-        2.0 * shape.kv_lora_rank * shape.heads * (shape.qk_nope_head_dim + shape.v_head_dim) / flop_per_s
+        work.expand_flop_s / fit.context_flop_efficiency + work.expand_byte_s / fit.context_byte_efficiency
     )
     return ContextAttention(
         constant_s=fit.context_constant_s,
-        per_pair_s=2.0 * shape.heads * (query_width + shape.v_head_dim) / flop_per_s,
+        per_pair_s=work.pair_flop_s / fit.context_flop_efficiency,
         per_query_token_s=expand_s,
         per_past_token_s=expand_s,
         window_tokens=None,

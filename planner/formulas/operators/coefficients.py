@@ -186,6 +186,8 @@ class MlaFit(Frozen):
     decode_flop_efficiency: float = Field(gt=0)
     decode_constant_s: float = Field(ge=0)
     context_flop_efficiency: float = Field(gt=0)
+    context_byte_efficiency: float = Field(gt=0)
+    """Share of memory bandwidth at which expanded keys and values are written and read."""
     context_constant_s: float = Field(ge=0)
     bmm_evidence: Evidence
     decode_evidence: Evidence

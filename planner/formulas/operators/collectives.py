@@ -44,7 +44,8 @@ def all_reduce_s(
     long_s = collective_curve_s(message_bytes, link, _for_ranks(fit.nccl, ranks))
     if not fit.custom or fit.custom[-1].ranks < ranks:
         return long_s
-    short_s = collective_curve_s(message_bytes, link, _for_ranks(fit.custom, ranks))
+    custom = _for_ranks(fit.custom, ranks)
+    short_s = collective_curve_s(np.minimum(message_bytes, fit.custom_limit_bytes), link, custom)
     return np.where(message_bytes < fit.custom_limit_bytes, short_s, np.maximum(short_s, long_s))
 
 

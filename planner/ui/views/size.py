@@ -12,13 +12,12 @@ from planner.export.recommendation import (
     rejection_row,
 )
 from planner.export.table import csv_text
-from planner.planning.recommend import nearest_misses, shortlist
+from planner.planning.recommend import shortlist
 from planner.ui import answers, charts, tables
 from planner.ui.explain import explain
 from planner.ui.format import count, latency, number, percent, usd
 
 TOP = 5
-MISSES = 5
 TILE_PX = 145
 
 
@@ -62,7 +61,7 @@ def tiles(plan: Plan) -> None:
         promise_tile("TTFT p95", plan.latency.ttft_p95_s, slo.ttft_p95_s)
         promise_tile("TPOT p95", plan.latency.tpot_p95_s, slo.tpot_p95_s)
         st.metric(
-            "Requests/s",
+            "Capacity, req/s",
             f"≈ {number(plan.capacity_requests_per_s)}",
             delta=f"{percent(plan.utilization_ratio)} busy at peak",
             delta_color="off",
@@ -178,7 +177,7 @@ def detail(plan: Plan) -> None:
     st.code(engine_command(plan, answer.checkpoint), language="bash", wrap_lines=True)
     with st.expander("The formulas with your numbers", icon=":material/function:"):
         for line in explain(plan, answer.question, answer.facts):
-            st.markdown(f"**{line.title} ≈ {line.result}**".replace("$", "\\$"))
+            st.markdown(f"**{line.title}: {line.result}**".replace("$", "\\$"))
             st.code(f"  {line.formula}\n= {line.numbers}", language=None, wrap_lines=True)
 
 
@@ -212,22 +211,23 @@ def why_not() -> None:
             key="rejections_csv",
             help="Every rejected candidate with its numbers.",
         )
-    st.dataframe(tables.rejection_table(shown), hide_index=True, key="why_not", height=300, placeholder="")
+    st.dataframe(tables.rejection_table(shown), hide_index=True, key="why_not", placeholder="")
 
 
 def nothing_fits() -> None:
-    """The nearest misses and what to relax."""
+    """For each thing that stops candidates, the nearest of them and what to relax."""
     st.warning(
-        "Nothing on offer keeps this promise. These come nearest; relax one of them.", icon=":material/block:"
+        "Nothing on offer keeps this promise. What would have to give, by what stops the nearest candidate:",
+        icon=":material/block:",
     )
-    for miss in nearest_misses(answer.recommendation.rejections, MISSES):
+    for miss in tables.nearest_by_bottleneck(answer.recommendation.rejections):
         candidate = miss.candidate
         with st.container(border=True):
             st.markdown(
-                f"**{candidate.instance.instance_type}** ({candidate.instance.provider}, {candidate.instance.gpu}, "
-                f"TP {candidate.parallelism.tp}): {miss.reason}"
+                f"**{tables.relaxation(miss)}**".replace("$", "\\$")
+                + f"  \n{candidate.instance.instance_type} ({candidate.instance.provider}, {candidate.instance.gpu}, "
+                f"TP {candidate.parallelism.tp}) comes nearest: {miss.reason}."
             )
-            st.caption(f"To make it work: {tables.RELAXATIONS[miss.bottleneck]}.")
 
 
 answer = answers.current()

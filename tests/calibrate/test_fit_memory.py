@@ -1,0 +1,167 @@
+"""The memory fit finds what was put in, and leaves the right rows out."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from planner.calibrate.fit_memory import (
+    NOTHING_FITTED,
+    StartupLog,
+    fit_memory,
+    leave_one_model_out,
+    main,
+    read_startup_logs,
+)
+from planner.catalog.load import find_gpu
+from planner.catalog.memory_coefficients import read_memory_coefficients
+from planner.catalog.models import load_model
+from planner.domain.deployment import EngineSettings, Parallelism
+from planner.domain.evidence import Estimate
+from planner.formulas.activations import activation_shape
+from planner.formulas.kv_cache import kv_layout
+from planner.formulas.memory import Card, MemoryCoefficients, cuda_graph_bytes, memory_budget
+from planner.formulas.weights import weights_bytes
+
+GIB = 2**30
+MIB = 2**20
+
+
+def exactly(value: float) -> Estimate:
+    return Estimate(value=value, low=value, high=value, n=1)
+
+
+TRUTH = MemoryCoefficients(
+    non_torch_bytes=exactly(GIB),
+    collective_bytes=exactly(GIB // 2),
+    cuda_graph_bytes_per_layer=exactly(300_000),
+    overhead_relative_error=0.0,
+    provenance="made up",
+)
+
+
+def log(model_name: str, tp: int, extra_bytes: int = 0, version: str = "0.22.1") -> StartupLog:
+    """What an engine would log if `TRUTH` and the formulas held, but for some extra bytes."""
+    model, parallelism = load_model(model_name), Parallelism(tp=tp)
+    card = Card(find_gpu("H200"), parallelism, activation_shape(model, parallelism))
+    engine = EngineSettings(
+        max_num_seqs=1024,
+        max_num_batched_tokens=8192,
+        max_model_len=8192,
+        gpu_memory_utilization=0.92,
+        engine_version=version,
+    )
+    kv = kv_layout(model, parallelism, engine_version=version)
+    budget = memory_budget(card, weights_bytes(model, parallelism), kv, engine, TRUTH)
+    return StartupLog(
+        run_id=f"{model_name} {tp} {extra_bytes}",
+        model=model,
+        card=card,
+        engine=engine,
+        kv=kv,
+        weights_bytes=budget.weights_bytes,
+        kv_cache_bytes=budget.kv_cache_bytes - extra_bytes,
+        kv_cache_tokens=budget.kv_cache_tokens,
+        cuda_graph_bytes=cuda_graph_bytes(card, engine, TRUTH),
+    )
+
+
+def test_the_fit_finds_what_was_put_in() -> None:
+    logs = [log("Qwen/Qwen3-8B", 1), log("meta-llama/Llama-3.1-8B", 1), log("Qwen/Qwen3-32B", 4)]
+    fitted = fit_memory(logs, "test")
+    assert fitted.non_torch_bytes.value == pytest.approx(GIB, rel=1e-6)
+    assert fitted.collective_bytes.value == pytest.approx(GIB / 2, rel=1e-6)
+    assert fitted.cuda_graph_bytes_per_layer.value == pytest.approx(300_000, rel=1e-4)
+    assert fitted.non_torch_bytes.n == 2
+
+
+def test_one_odd_run_does_not_move_the_fit_but_widens_it() -> None:
+    runs = [log("Qwen/Qwen3-8B", 1, extra) for extra in (0, MIB, 2 * MIB, 3 * MIB, 4 * GIB)]
+    fitted = fit_memory(runs, "test").non_torch_bytes
+    assert fitted.value == pytest.approx(GIB + 2 * MIB, rel=1e-6)
+    assert fitted.high > 2 * GIB
+
+
+def test_without_single_gpu_runs_the_whole_is_one_constant() -> None:
+    fitted = fit_memory([log("Qwen/Qwen3-32B", 4)], "test")
+    assert fitted.non_torch_bytes.value == pytest.approx(1.5 * GIB, rel=1e-6)
+    assert fitted.collective_bytes.value == 0
+
+
+def test_encoders_profiled_by_old_engines_do_not_set_the_constant() -> None:
+    logs = [log("Qwen/Qwen3-8B", 1), log("Qwen/Qwen3-VL-8B-Instruct", 1, 3 * GIB, "0.16.0")]
+    assert fit_memory(logs, "test").non_torch_bytes.n == 1
+
+
+def test_a_perfect_world_is_predicted_without_error() -> None:
+    logs = [
+        log("Qwen/Qwen3-8B", 1),
+        log("meta-llama/Llama-3.1-8B", 1),
+        log("Qwen/Qwen3-32B", 4),
+        log("Qwen/Qwen3-14B", 2),
+    ]
+    errors = leave_one_model_out(logs)
+    assert max(map(abs, errors.kv_bytes)) < 1e-4
+    assert max(map(abs, errors.weights)) == 0
+
+
+COLUMNS = {
+    "run_id": "a",
+    "engine_version": "0.19.0",
+    "model": "meta-llama/Llama-3.3-70B-Instruct",
+    "kv_dtype": "",
+    "gpu": "H200",
+    "gpu_memory_gib": "139.8",
+    "tp": "4",
+    "pp": "1",
+    "gpu_memory_utilization": "0.92",
+    "max_model_len": "8192.0",
+    "max_num_batched_tokens": "",
+    "max_num_seqs": "",
+    "enforce_eager": "False",
+    "weights_gib_per_gpu": "32.89",
+    "cudagraph_gib": "0.96",
+    "kv_cache_gib_per_gpu": "91.57",
+    "kv_cache_tokens": "1200192.0",
+    "notes": "runtime_args: gpu-memory-utilization: 0.92; x",
+}
+
+
+def write(path: Path, *changes: dict[str, str]) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, list(COLUMNS))
+        writer.writeheader()
+        writer.writerows(COLUMNS | change for change in changes)
+    return path
+
+
+def test_rows_are_read_with_server_defaults_and_contradictions_left_out(tmp_path: Path) -> None:
+    table = write(tmp_path / "logs.csv", {}, {"run_id": "b", "gpu_memory_utilization": "0.90"})
+    (only,) = read_startup_logs(table)
+    assert only.run_id == "a"
+    assert (only.engine.max_num_seqs, only.engine.max_num_batched_tokens) == (1024, 8192)
+    assert only.card.gpu.memory_bytes == round(139.8 * GIB)
+
+
+def test_the_command_writes_what_the_reader_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    others = (
+        {},
+        {
+            "run_id": "b",
+            "model": "Qwen/Qwen3-VL-30B-A3B-Instruct",
+            "tp": "1",
+            "weights_gib_per_gpu": "58.23",
+            "kv_cache_gib_per_gpu": "67.03",
+        },
+    )
+    target = tmp_path / "memory.json"
+    main([str(write(tmp_path / "logs.csv", *others)), str(target)])
+    coefficients = read_memory_coefficients(tmp_path)
+    assert coefficients.non_torch_bytes.n == 1
+    assert coefficients.overhead_relative_error > 0
+    assert not target.with_suffix(".partial").exists()
+    assert "kv_tokens: median" in capsys.readouterr().out
+
+
+def test_nothing_fitted_says_nothing() -> None:
+    assert NOTHING_FITTED.non_torch_bytes.n == NOTHING_FITTED.collective_bytes.n == 0

@@ -1,0 +1,55 @@
+"""`export vllm`: a command that starts."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from tests.cli.conftest import Cli
+
+LLAMA = ("export", "vllm", "--model", "meta-llama/Llama-3.1-8B", "--gpu", "A100-SXM-80GB", "--tp", 1)
+
+
+def test_the_command_has_the_server_defaults_of_the_gpu(cli: Cli) -> None:
+    result = cli(*LLAMA)
+    assert result.code == 0
+    assert result.out == (
+        "vllm serve meta-llama/Llama-3.1-8B --tensor-parallel-size 1 --max-model-len 131072 --max-num-seqs 256 "
+        "--max-num-batched-tokens 2048 --gpu-memory-utilization 0.92\n"
+    )
+
+
+def test_flags_that_are_given_are_kept(cli: Cli) -> None:
+    result = cli(
+        *(*LLAMA, "--weight-dtype", "fp8", "--kv-dtype", "fp8", "--max-model-len", 4096, "--max-num-seqs", 8),
+        *("--max-num-batched-tokens", 4096, "--gpu-memory-utilization", 0.5, "--json"),
+    )
+    command = result.json["engine_command"]
+    for flag in (
+        *("--quantization fp8", "--kv-cache-dtype fp8", "--max-model-len 4096", "--max-num-seqs 8"),
+        *("--max-num-batched-tokens 4096", "--gpu-memory-utilization 0.5"),
+    ):
+        assert flag in command
+    assert result.json["fits"]
+
+
+def test_what_does_not_fit_is_no_command(cli: Cli) -> None:
+    result = cli(*LLAMA[:2], "--model", "meta-llama/Llama-3.1-70B", "--gpu", "A100-SXM-80GB")
+    assert result.code == 1
+    assert result.out == ""
+    assert "GiB per GPU are missing" in result.err
+
+
+def test_a_format_that_must_be_stored_is_warned_of(cli: Cli) -> None:
+    result = cli(*LLAMA, "--weight-dtype", "awq")
+    assert result.code == 0
+    assert "warning: needs a checkpoint of meta-llama/Llama-3.1-8B stored as awq" in result.err
+
+
+def test_csv(cli: Cli, tmp_path: Path) -> None:
+    assert cli(*LLAMA, "--csv", tmp_path / "c.csv").code == 0
+    assert pd.read_csv(tmp_path / "c.csv")["engine_command"][0].startswith("vllm serve ")
+
+
+def test_bad_input_is_one_line_and_exit_2(cli: Cli) -> None:
+    assert 'unknown GPU "A1000"' in cli(*LLAMA, "--gpu", "A1000").error
+    assert "No such command" in cli("export", "helm").error

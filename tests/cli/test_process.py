@@ -1,0 +1,73 @@
+"""What only a real process shows: imports, pipes, exit codes."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("pandas", "scipy", "pyarrow", "streamlit", "plotly", "numba", "huggingface_hub", "vllm")
+PLAN = ("plan", "--model", "meta-llama/Llama-3.1-8B", "--preset", "chat", "--gpu", "L40S")
+
+
+def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_a_plan_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from planner.cli import main; code = main(sys.argv[1:]); "
+        f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr); sys.exit(code)"
+    )
+    result = python(code, *PLAN, "--json")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"), [(PLAN, 0), ((*PLAN, "--tpot-p95-ms", "0.001"), 1), (("plan",), 2)]
+)
+def test_exit_codes_of_the_module(arguments: tuple[str, ...], code: int) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "planner", *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert result.returncode == code
+    assert "Traceback" not in result.stderr
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "planner", "catalog", "list", "prices"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read().count("\n") <= 1
+    assert process.returncode == 0
+
+
+def test_a_defect_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only input errors become one line; anything else is a defect and must be seen."""
+    from planner.cli import catalog, main
+
+    def broken() -> None:
+        raise AssertionError("a defect")
+
+    monkeypatch.setitem(catalog.LISTINGS, catalog.Topic.GPUS, broken)
+    with pytest.raises(AssertionError, match="a defect"):
+        main(["catalog", "list", "gpus"])
+
+
+def test_an_interruption_is_exit_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    from planner.cli import catalog, main
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(catalog.LISTINGS, catalog.Topic.GPUS, interrupted)
+    assert main(["catalog", "list", "gpus"]) == 130

@@ -1,0 +1,94 @@
+"""The `vllm serve` line has only flags that vLLM has, and pastes into a shell."""
+
+import shlex
+
+import pytest
+
+from planner.catalog.models import load_model
+from planner.domain.deployment import EngineSettings, Layout, Parallelism
+from planner.domain.dtypes import KvDtype, WeightDtype
+from planner.domain.model import Model
+from planner.export.vllm import missing_checkpoint, serve_command
+
+VLLM_FLAGS = {
+    "--tensor-parallel-size",
+    "--pipeline-parallel-size",
+    "--data-parallel-size",
+    "--enable-expert-parallel",
+    "--distributed-executor-backend",
+    "--quantization",
+    "--kv-cache-dtype",
+    "--max-model-len",
+    "--max-num-seqs",
+    "--max-num-batched-tokens",
+    "--gpu-memory-utilization",
+    "--enforce-eager",
+    "--async-scheduling",
+    "--no-async-scheduling",
+}
+"""Of vllm/engine/arg_utils.py, release 0.32.0."""
+ENGINE = EngineSettings(
+    max_num_seqs=256, max_num_batched_tokens=8192, max_model_len=4096, gpu_memory_utilization=0.92
+)
+
+
+@pytest.fixture(scope="module")
+def llama() -> Model:
+    return load_model("meta-llama/Llama-3.1-8B")
+
+
+def words(command: str) -> list[str]:
+    return shlex.split(command, comments=True)
+
+
+def test_the_plain_line_says_what_was_decided_and_nothing_else(llama: Model) -> None:
+    assert serve_command(llama, ENGINE, Layout()) == (
+        "vllm serve meta-llama/Llama-3.1-8B --tensor-parallel-size 1 --max-model-len 4096 "
+        "--max-num-seqs 256 --max-num-batched-tokens 8192 --gpu-memory-utilization 0.92"
+    )
+
+
+def test_every_flag_is_one_of_vllm(llama: Model) -> None:
+    layout = Layout(
+        weight_dtype=WeightDtype.FP8,
+        kv_dtype=KvDtype.FP8,
+        parallelism=Parallelism(tp=2, pp=2, dp=2, ep=True),
+    )
+    engine = ENGINE.model_copy(update={"enforce_eager": True, "async_scheduling": False})
+    found = words(serve_command(llama, engine, layout, across_instances=True))
+    flags = {word for word in found if word.startswith("--")}
+    assert flags == VLLM_FLAGS - {"--async-scheduling"}
+    assert found[found.index("--quantization") + 1] == "fp8"
+    assert found[found.index("--kv-cache-dtype") + 1] == "fp8"
+    assert found[found.index("--distributed-executor-backend") + 1] == "ray"
+
+
+@pytest.mark.parametrize(("kv_dtype", "name"), [(KvDtype.BF16, "bfloat16"), (KvDtype.FP16, "float16")])
+def test_kv_formats_have_vllm_names(llama: Model, kv_dtype: KvDtype, name: str) -> None:
+    assert f"--kv-cache-dtype {name}" in serve_command(llama, ENGINE, Layout(kv_dtype=kv_dtype))
+
+
+def test_asynchronous_scheduling_is_named_where_it_is_not_the_default(llama: Model) -> None:
+    old = ENGINE.model_copy(update={"engine_version": "0.11.0"})
+    assert words(serve_command(llama, old, Layout()))[-1] == "--async-scheduling"
+    assert "async" not in serve_command(llama, ENGINE, Layout())
+
+
+@pytest.mark.parametrize("dtype", [WeightDtype.AWQ, WeightDtype.INT4, WeightDtype.NVFP4, WeightDtype.INT8])
+def test_formats_that_must_be_stored_come_with_a_comment(llama: Model, dtype: WeightDtype) -> None:
+    command = serve_command(llama, ENGINE, Layout(weight_dtype=dtype))
+    assert f"# needs a checkpoint of meta-llama/Llama-3.1-8B stored as {dtype}" in command
+    assert "--quantization" not in words(command)
+    assert missing_checkpoint(llama, dtype)
+
+
+def test_a_quantised_checkpoint_needs_no_flag() -> None:
+    gpt_oss = load_model("openai/gpt-oss-120b")
+    command = serve_command(gpt_oss, ENGINE, Layout(weight_dtype=WeightDtype.MXFP4))
+    assert "--quantization" not in command
+    assert "#" not in command
+
+
+def test_a_local_checkpoint_is_quoted_for_the_shell(llama: Model) -> None:
+    local = llama.model_copy(update={"name": "my model", "source": "/data/my model; rm -rf x/config.json"})
+    assert words(serve_command(local, ENGINE, Layout()))[2] == "/data/my model; rm -rf x"
