@@ -58,7 +58,7 @@ class Ask(Frozen):
     include_untrusted: bool = False
     prices: Path | None = None
     """The user's own prices."""
-    previous_usd_per_month: float | None = Field(default=None, gt=0)
+    previous_usd_per_month: float | None = Field(default=None, gt=0, le=1e12)
 
 
 def ask_from(values: Mapping[str, object], *, where: str) -> Ask:

@@ -64,7 +64,7 @@ def fit_bmm(table: KernelTable, gpu: Gpu) -> tuple[list[float], Evidence]:
     return fit_linear(form, _BMM_BOUNDS, Measured(table.latency_s, heads, "torch_bmm"))
 
 
-def fit_latent_decode(table: KernelTable, gpu: Gpu) -> tuple[FloatArray, Evidence]:
+def fit_latent_decode(table: KernelTable, gpu: Gpu) -> tuple[list[float], Evidence]:
     """Byte and FLOP efficiency of a decode step's growth with context.
 
     The module's fixed part is mostly host and projection time, so that each row counts against the shortest context
@@ -93,7 +93,8 @@ def fit_latent_decode(table: KernelTable, gpu: Gpu) -> tuple[FloatArray, Evidenc
 
     values, outcome = fit_and_hold_out(fit, predict_s, heads)
     note = "growth with context of the decode module"
-    return values, evidence(growth_s, outcome, np.ones(growth_s.shape, dtype=np.bool_), note)
+    everything = np.ones(growth_s.shape, dtype=np.bool_)
+    return [float(x) for x in values], evidence(growth_s, outcome, everything, note)
 
 
 def _projections_s(tokens: FloatArray, heads: FloatArray, fit: GemmFit, gpu: Gpu) -> FloatArray:

@@ -18,6 +18,7 @@ from planner.formulas.operators.moe import MoeWork, moe_curve_s
 GATED_MATRICES = 3
 MAX_TOKENS = 16384
 MIN_INTERMEDIATE = 96
+MIN_SHAPES_TO_HOLD_OUT = 3
 MAX_TENSOR_RANKS = 16
 MAX_EXPERT_RANKS = 64
 CACHED_SPEEDUP = 1.1
@@ -60,7 +61,10 @@ class MoeRows(NamedTuple):
     work: MoeWork
     latency_s: FloatArray
     shapes: FloatArray
-    """One number for each expert shape (width, intermediate, experts, experts per token)."""
+    """One number for each expert shape (width, intermediate, experts, experts per token).
+
+    Where one or two were timed, for each way of spreading them over ranks.
+    """
 
 
 def gated_power_law(table: KernelTable, label: str) -> KernelTable:
@@ -94,6 +98,8 @@ def moe_rows(table: KernelTable, compute: ComputeDtype, weight_bytes: float, gpu
         width=inputs + intermediate,
     )
     shapes = ((inputs * 2.0**16 + column["inter_size"]) * 2.0**12 + experts) * 32 + column["topk"]
+    if np.unique(shapes).size < MIN_SHAPES_TO_HOLD_OUT:
+        shapes = shapes * 2.0**9 + column["moe_tp_size"] + ranks
     return MoeRows(work, table.latency_s, shapes)
 
 
@@ -125,7 +131,7 @@ def _evidence(rows: MoeRows, outcome: HeldOut, note: str) -> Evidence:
     shapes = np.unique(rows.shapes).size
     kernels = f"{note}; " if note else ""
     everything = np.ones(rows.shapes.shape, dtype=np.bool_)
-    return evidence(rows.latency_s, outcome, everything, f"{kernels}{shapes} expert shapes")
+    return evidence(rows.latency_s, outcome, everything, f"{kernels}{shapes} shapes")
 
 
 def fit_format(table: KernelTable, dtype: WeightDtype, gpu: Gpu) -> MoeFit | None:

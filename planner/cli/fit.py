@@ -6,19 +6,18 @@ from typing import Annotated
 import typer
 
 from planner.assemble import facts_for
+from planner.calibrate.store import ACCURACY_FILE, write_coefficients
 from planner.catalog.paths import default_calibration_dir
 from planner.cli.error_bands import fit_error_bands
 from planner.cli.options import AsJson, CsvFile
-from planner.cli.screen import note, records, show_json, show_table, working
+from planner.cli.screen import fraction, note, records, show_json, show_table, working
 from planner.domain.base import InputError
 from planner.domain.evidence import ErrorBand
 from planner.export.atomic import check_writable, write_text
 from planner.export.format import percent
-from planner.export.table import Cell, write_csv
+from planner.export.table import write_csv
 
 app = typer.Typer(help="Fit coefficients and their errors from evidence.", rich_markup_mode=None)
-
-ACCURACY_FILE = "accuracy.json"
 
 OutputDir = Annotated[
     Path | None,
@@ -26,6 +25,57 @@ OutputDir = Annotated[
         "--calibration-dir", metavar="DIR", help="Where to write; the checkout's or the user's if left out."
     ),
 ]
+
+
+@app.command("operators")
+def operators(
+    tables: Annotated[Path, typer.Argument(metavar="DIR", help="Kernel tables, a folder a GPU.")],
+    calibration_dir: OutputDir = None,
+    csv: CsvFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fit operator coefficients to kernel tables (about a minute)."""
+    from planner.calibrate.operators import FitRow, fit_operators, fit_report
+
+    folder = _writable_folder(calibration_dir)
+    if csv is not None:
+        check_writable(csv)
+    with fraction("fitting") as progress:
+        fitted = fit_operators(tables, progress=progress)
+    for coefficients in fitted:
+        note(f"wrote {write_coefficients(coefficients, folder)}")
+    rows = fit_report(fitted)
+    if csv is not None:
+        write_csv(csv, FitRow._fields, rows)
+        note(f"wrote {csv}")
+    if as_json:
+        show_json(records(FitRow._fields, rows))
+        return
+    headers = [
+        "GPU",
+        "operator",
+        "variant",
+        "from",
+        "rows",
+        "median",
+        "p90",
+        "held out median",
+        "held out p90",
+    ]
+    shown = [
+        [
+            *(row.gpu, row.operator, row.variant, row.origin, str(row.rows or "")),
+            *(
+                "" if ratio is None else percent(ratio)
+                for ratio in (
+                    *(row.median_ratio, row.p90_ratio),
+                    *(row.held_out_median_ratio, row.held_out_p90_ratio),
+                )
+            ),
+        ]
+        for row in rows
+    ]
+    show_table("|predicted / measured - 1| of kernel times", headers, shown)
 
 
 @app.command("errors")
@@ -48,6 +98,7 @@ def errors(
     rows = [tuple(band.model_dump(mode="json").values()) for band in accuracy.bands]
     if csv is not None:
         write_csv(csv, columns, rows)
+        note(f"wrote {csv}")
     if as_json:
         show_json(records(columns, rows))
     else:
@@ -83,20 +134,3 @@ def _writable_folder(calibration_dir: Path | None) -> Path:
         raise InputError(f"cannot write in {folder}: {error.strerror or error}") from None
     check_writable(folder / ACCURACY_FILE)
     return folder
-
-
-def _show(columns: tuple[str, ...], rows: list[tuple[Cell, ...]], csv: Path | None, *, as_json: bool) -> None:
-    """The errors of a fit, wherever they are wanted."""
-    if csv is not None:
-        write_csv(csv, columns, rows)
-        note(f"wrote {csv}")
-    if as_json:
-        show_json(records(columns, rows))
-    else:
-        show_table("", columns, [[_text(cell) for cell in row] for row in rows])
-
-
-def _text(cell: Cell) -> str:
-    if isinstance(cell, float):
-        return percent(cell)
-    return "" if cell is None else str(cell)

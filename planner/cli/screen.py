@@ -122,3 +122,17 @@ def counting(message: str, total: int | None) -> Iterator[Callable[[int], None]]
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(message, total=total)
         yield lambda done: progress.advance(task, done)
+
+
+@contextlib.contextmanager
+def fraction(message: str) -> Iterator[Callable[[str, float], None]]:
+    """A progress bar on stderr, where a person is watching; it is told what is done now and which share is over."""
+    if not sys.stderr.isatty():
+        yield lambda what, _share: note(f"{message}: {what}")
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(message, total=1.0)
+        yield lambda what, share: progress.update(task, completed=share, description=f"{message}: {what}")

@@ -92,7 +92,7 @@ def test_csv_has_the_parts(cli: Cli, tmp_path: Path) -> None:
         (("--weight-dtype", "int4"), "already stored as mxfp4"),
         (("--kv-dtype", "int8"), 'unknown KV dtype "int8"'),
         (("--engine-version", "x"), "not a vLLM version"),
-        (("--gpu", "H100"), "H100"),
+        (("--gpu", "H1000"), 'unknown GPU "H1000"'),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(cli: Cli, arguments: tuple[object, ...], wanted: str) -> None:

@@ -161,9 +161,9 @@ def latent_work(shape: LatentShape, gpu: Gpu) -> LatentWork:
     )
 
 
-def latent_cached_token_s(byte_s: FloatArray, flop_s: FloatArray) -> FloatArray:
+def latent_cached_token_s(byte_s: FloatArray | float, flop_s: FloatArray | float) -> FloatArray:
     """A cached token's cost: the longer of its bytes and its FLOP, rounded off where they meet."""
-    return p_norm(byte_s, flop_s, LATENT_EXPONENT)
+    return p_norm(np.asarray(byte_s), np.asarray(flop_s), LATENT_EXPONENT)
 
 
 def mla_decode(shape: LatentShape, ops: GpuOperators) -> DecodeAttention:
@@ -176,8 +176,8 @@ def mla_decode(shape: LatentShape, ops: GpuOperators) -> DecodeAttention:
     absorbed = shape.heads * shape.kv_lora_rank * (shape.qk_nope_head_dim + shape.v_head_dim)
     work = latent_work(shape, ops.gpu)
     cached_s = latent_cached_token_s(
-        np.float64(work.cached_byte_s / fit.decode_byte_efficiency),
-        np.float64(work.cached_flop_s / fit.decode_flop_efficiency),
+        work.cached_byte_s / fit.decode_byte_efficiency,
+        work.cached_flop_s / fit.decode_flop_efficiency,
     )
     return DecodeAttention(
         constant_s=(
