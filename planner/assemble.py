@@ -15,6 +15,7 @@ from planner.catalog.models import load_model
 from planner.catalog.nearest import unknown
 from planner.domain.base import Frozen, InputError
 from planner.domain.dtypes import KvDtype, WeightDtype
+from planner.domain.evidence import Basis
 from planner.domain.hardware import Gpu, Offer, Purchase
 from planner.domain.model import Model
 from planner.domain.plan import Question, Reserve, Supply
@@ -56,6 +57,7 @@ class Ask(Frozen):
     max_model_len: int | None = Field(default=None, ge=1, le=100_000_000)
     engine_version: str = ""
     include_untrusted: bool = False
+    """Also undated and low-confidence prices, and GPUs whose speed only a data sheet tells."""
     prices: Path | None = None
     """The user's own prices."""
     previous_usd_per_month: float | None = Field(default=None, gt=0, le=1e12)
@@ -211,13 +213,19 @@ def _supply(ask: Ask, kv: tuple[KvDtype, ...]) -> Supply:
         max_tp=ask.max_tp,
         max_pp=ask.max_pp,
         kv_dtypes=kv,
+        weakest_basis=Basis.DATASHEET if ask.include_untrusted else Supply().weakest_basis,
     )
 
 
 def facts_for(
     *, include_untrusted: bool = False, prices: Path | None = None, calibration_dir: Path | None = None
 ) -> Facts:
-    """Catalog, coefficients and known errors; the user's prices and calibration come before the shipped ones."""
+    """Catalog, coefficients and known errors; the user's prices and calibration come before the shipped ones.
+
+    Raises `InputError` where the prices are not readable, or a calibration folder is named that is not there.
+    """
+    if calibration_dir is not None and not calibration_dir.is_dir():
+        raise InputError(f"calibration folder {calibration_dir} is not there")
     found: tuple[Offer, ...] = offers(include_untrusted=include_untrusted)
     if prices is not None:
         found = apply_price_overrides(found, prices)

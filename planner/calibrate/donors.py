@@ -208,7 +208,7 @@ def complete_moe(own: TableFits, others: Sequence[TableFits]) -> dict[WeightDtyp
     for dtype in MARLIN_DTYPES:
         if dtype in fits:
             continue
-        if WeightDtype.INT4 in fits:
+        if WeightDtype.INT4 in own.moe:
             stored = _moe_with(fits[WeightDtype.INT4], _donor("int4 weight-only kernel"))
         else:
             note = f"weight-only kernel: bf16 experts, fewer bytes, {ratio} of the rate ({ratio_source})"

@@ -14,7 +14,7 @@ from planner.cli.options import AsJson, CsvFile
 from planner.cli.screen import note, records, say, show_json, show_table
 from planner.domain.dtypes import ComputeDtype
 from planner.domain.units import GB_BYTES, TERA, bytes_to_gib
-from planner.export.atomic import check_writable
+from planner.export.atomic import check_outputs
 from planner.export.table import Cell, write_csv
 
 app = typer.Typer(help="GPUs, instances, prices, models and presets.", rich_markup_mode=None)
@@ -35,6 +35,8 @@ class Listing(NamedTuple):
 
     columns: tuple[str, ...]
     rows: Sequence[tuple[Cell, ...]]
+    unseen: tuple[str, ...] = ()
+    """Columns too long for a screen; CSV and JSON have them."""
 
 
 @app.command("check")
@@ -47,8 +49,7 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Read every table and test the relations across rows; exit 1 where something does not fit."""
-    if csv is not None:
-        check_writable(csv)
+    check_outputs(csv)
     report = check_catalog(folder)
     columns = ("table", "row", "message")
     rows = [(problem.table, problem.row, problem.message) for problem in report.problems]
@@ -85,8 +86,7 @@ def list_(
     as_json: AsJson = False,
 ) -> None:
     """List one table of the catalog."""
-    if csv is not None:
-        check_writable(csv)
+    check_outputs(csv)
     listing = LISTINGS[topic]()
     wanted = text.casefold()
     rows = [row for row in listing.rows if any(wanted in str(cell).casefold() for cell in row)]
@@ -96,8 +96,9 @@ def list_(
     if as_json:
         show_json(records(listing.columns, rows))
     else:
-        headers = [column.replace("_", " ") for column in listing.columns]
-        show_table("", headers, [[_shown(cell) for cell in row] for row in rows])
+        seen = [index for index, column in enumerate(listing.columns) if column not in listing.unseen]
+        headers = [listing.columns[index].replace("_", " ") for index in seen]
+        show_table("", headers, [[_shown(row[index]) for index in seen] for row in rows])
         note(f"{len(rows)} of {len(listing.rows)} {topic.value}")
 
 
@@ -187,6 +188,7 @@ def _models() -> Listing:
             (model.name, model.architecture, ", ".join(model.aliases), model.as_of, model.source)
             for model in bundled_models()
         ],
+        unseen=("source",),
     )
 
 
@@ -211,6 +213,7 @@ def _presets() -> Listing:
             )
             for preset in presets()
         ],
+        unseen=("description",),
     )
 
 

@@ -56,9 +56,9 @@ def fit_error_bands(path: Path, facts: Facts) -> Accuracy:
     if len(donors) > 1:
         moved = Ratios([], [])
         for donor in donors:
-            found = _ratios(known, _with_tables_of(donor, facts), Basis.TRANSFERRED)
-            moved.tpot.extend(found.tpot)
-            moved.ttft.extend(found.ttft)
+            one = _ratios(known, _with_tables_of(donor, facts), Basis.TRANSFERRED)
+            moved.tpot.extend(one.tpot)
+            moved.ttft.extend(one.ttft)
         names = ", ".join(operators.gpu.name for operators in donors)
         note = f"{path.name}, from the kernel tables of every other GPU of {names}, scaled by datasheet"
         bands.append(_band(Basis.TRANSFERRED, moved, runs, note))

@@ -24,7 +24,7 @@ from planner.cli.options import (
 )
 from planner.cli.screen import note, say, show_json
 from planner.domain.deployment import Layout
-from planner.export.atomic import check_writable
+from planner.export.atomic import check_outputs
 from planner.export.format import number
 from planner.export.table import Cell, write_csv
 from planner.export.vllm import missing_checkpoint, serve_command
@@ -57,8 +57,7 @@ def vllm(
     as_json: AsJson = False,
 ) -> None:
     """Print the `vllm serve` command of a deployment, checked to fit in memory."""
-    if csv is not None:
-        check_writable(csv)
+    check_outputs(csv)
     case = deployment(
         model,
         gpu_named(gpu),

@@ -13,7 +13,7 @@ from planner.cli.options import AsJson, CsvFile
 from planner.cli.screen import fraction, note, records, show_json, show_table, working
 from planner.domain.base import InputError
 from planner.domain.evidence import ErrorBand
-from planner.export.atomic import check_writable, write_text
+from planner.export.atomic import check_outputs, check_writable, write_text
 from planner.export.format import percent
 from planner.export.table import write_csv
 
@@ -38,8 +38,7 @@ def operators(
     from planner.calibrate.operators import FitRow, fit_operators, fit_report
 
     folder = _writable_folder(calibration_dir)
-    if csv is not None:
-        check_writable(csv)
+    check_outputs(csv)
     with fraction("fitting") as progress:
         fitted = fit_operators(tables, progress=progress)
     for coefficients in fitted:
@@ -89,8 +88,7 @@ def errors(
 ) -> None:
     """Store how far predictions lie from measured runs."""
     folder = _writable_folder(calibration_dir)
-    if csv is not None:
-        check_writable(csv)
+    check_outputs(csv)
     with working("predicting measured runs from every GPU's tables"):
         accuracy = fit_error_bands(measured, facts_for(calibration_dir=calibration_dir))
     write_text(folder / ACCURACY_FILE, accuracy.model_dump_json(indent=2) + "\n")

@@ -29,7 +29,7 @@ from planner.cli.screen import Json, note, records, say, show_json, show_table
 from planner.domain.deployment import MemoryBudget
 from planner.domain.plan import Bottleneck
 from planner.domain.units import bytes_to_gib
-from planner.export.atomic import check_writable
+from planner.export.atomic import check_outputs
 from planner.export.format import number, percent
 from planner.export.table import write_csv
 from planner.planning.facts import Facts
@@ -88,8 +88,7 @@ def memory(
 
 def show_memory(case: Case, facts: Facts, *, csv: Path | None, as_json: bool) -> bool:
     """Prints and writes the budget of a deployment; False where the engine would not start."""
-    if csv is not None:
-        check_writable(csv)
+    check_outputs(csv)
     prediction = predict([case], facts)[0]
     budget, refusal = prediction.memory, prediction.refusal
     columns = ("part", "gib", "share_ratio")

@@ -11,7 +11,7 @@ from planner.cli.plan_report import Answer, report
 from planner.cli.question_file import previous_usd_per_month
 from planner.cli.screen import note, show_json, working
 from planner.domain.base import InputError
-from planner.export.atomic import check_writable
+from planner.export.atomic import check_outputs
 from planner.export.recommendation import write_recommendation, write_rejections
 from planner.planning.recommend import recommend, shortlist
 
@@ -33,9 +33,7 @@ def answer(values: Mapping[str, object], outputs: Outputs, *, where: str) -> boo
     Raises:
         InputError: a value is wrong or missing, or an output cannot be written.
     """
-    for path in (outputs.csv, outputs.rejections):
-        if path is not None:
-            check_writable(path)
+    check_outputs(outputs.csv, outputs.rejections)
     top = _top(values.get("top"), where)
     calibration_dir = _path(values.get("calibration_dir"))
     found = _ask(values, where)

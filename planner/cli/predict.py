@@ -15,7 +15,7 @@ from planner.cli.outcomes import batches, outcomes
 from planner.cli.runs import open_runs
 from planner.cli.screen import Json, counting, note, records, show_json, show_table
 from planner.domain.base import InputError
-from planner.export.atomic import atomic_text, check_writable
+from planner.export.atomic import atomic_text, check_outputs
 from planner.export.format import number
 from planner.export.predictions import PREDICTION_COLUMNS, Status, prediction_cells
 from planner.export.table import Cell, csv_cell
@@ -51,8 +51,7 @@ def predict(
 ) -> None:
     """Predict every row of a runs table."""
     check_method(method)
-    if output is not None:
-        check_writable(output)
+    check_outputs(output)
     facts = facts_for(calibration_dir=calibration_dir)
     if output is not None:
         started = time.perf_counter()

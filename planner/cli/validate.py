@@ -17,7 +17,7 @@ from planner.cli.predict import check_method, summary
 from planner.cli.runs import Run, open_runs
 from planner.cli.screen import counting, note, records, say, show_json, show_markdown, show_table
 from planner.domain.base import InputError
-from planner.export.atomic import atomic_text, check_writable
+from planner.export.atomic import atomic_text, check_outputs
 from planner.export.predictions import MEASURES, PREDICTION_COLUMNS, Outcome, Status, prediction_cells
 from planner.export.table import csv_cell, write_csv
 from planner.planning.facts import Facts
@@ -68,9 +68,7 @@ def validate(
 ) -> None:
     """Predict measured runs and print the errors."""
     check_method(method)
-    for path in (output, csv):
-        if path is not None:
-            check_writable(path)
+    check_outputs(output, csv)
     found = examine(measured, facts_for(calibration_dir=calibration_dir), output)
     rows = error_rows(found.checked)
     if csv is not None:

@@ -63,10 +63,7 @@ class Accuracy(Frozen):
     bands: tuple[ErrorBand, ...]
 
     def band(self, basis: Basis) -> ErrorBand | None:
-        """The band of a basis, or of the nearest worse one that was tested; None where nothing was."""
+        """The band of a basis, or of the nearest worse one that was tested; None where neither was."""
         order = list(Basis)
         known = {band.basis: band for band in self.bands}
-        for candidate in order[order.index(basis) :]:
-            if candidate in known:
-                return known[candidate]
-        return self.bands[-1] if self.bands else None
+        return next((known[worse] for worse in order[order.index(basis) :] if worse in known), None)

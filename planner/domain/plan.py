@@ -18,6 +18,8 @@ class Bottleneck(StrEnum):
 
     BACKEND = "backend"
     """vLLM's kernels on this accelerator are not modelled here."""
+    EVIDENCE = "evidence"
+    """Nothing but a data sheet tells how fast the GPU is."""
     DTYPE = "dtype"
     """The GPU cannot run these weights or this KV cache."""
     PARALLELISM = "parallelism"
@@ -44,6 +46,8 @@ class Supply(Frozen):
     max_tp: int = Field(default=16, ge=1, le=64)
     max_pp: int = Field(default=4, ge=1, le=16)
     kv_dtypes: tuple[KvDtype, ...] = (KvDtype.AUTO,)
+    weakest_basis: Basis = Basis.TRANSFERRED
+    """Plans on a weaker basis are rejected."""
 
 
 class Reserve(Frozen):

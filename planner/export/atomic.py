@@ -28,6 +28,15 @@ def check_writable(path: Path) -> None:
         raise InputError(f"cannot write {str(path)[:200]}: {error.strerror or error}") from None
 
 
+def check_outputs(*paths: Path | None) -> None:
+    """The same for every output of one command that is wanted; no two may be one file. Raises InputError."""
+    wanted = [path for path in paths if path is not None]
+    for index, path in enumerate(wanted):
+        check_writable(path)
+        if path.resolve() in [other.resolve() for other in wanted[:index]]:
+            raise InputError(f"cannot write {path} twice: name another file for one of the outputs")
+
+
 @contextlib.contextmanager
 def atomic_text(path: Path) -> Iterator[TextIO]:
     """A UTF-8 text stream that becomes `path` when the block ends well, and leaves nothing when it does not.

@@ -51,8 +51,10 @@ from planner.formulas.operators import (
 )
 
 GRID_TOKENS: FloatArray = np.array(
-    [1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096]
-    + [6144, 8192, 12288, 16384, 24576, 32768, 65536],
+    [
+        *(1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768),
+        *(1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384, 24576, 32768, 65536),
+    ],
     dtype=np.float64,
 )
 SCOPES = 3
@@ -280,10 +282,11 @@ def _hops_s(model: Model, parallelism: Parallelism, ops: GpuOperators, cluster: 
     if hops == 0:
         return np.zeros_like(GRID_TOKENS)
     message_bytes = GRID_TOKENS * (2.0 * model.hidden * ACTIVATION_BYTES)
-    inside = hops - (parallelism.pp - 1) // max(1, cluster.stages_per_instance)
-    return inside * send_recv_s(message_bytes, ops) + (hops - inside) * send_recv_s(
-        message_bytes, ops, cluster.network_bytes_per_s
-    )
+    crossing = hops // max(1, cluster.stages_per_instance)
+    total_s = (hops - crossing) * send_recv_s(message_bytes, ops)
+    if crossing:
+        total_s = total_s + crossing * send_recv_s(message_bytes, ops, cluster.network_bytes_per_s)
+    return total_s
 
 
 def _on_grid(curves_s: FloatArray, layout: IntArray, tokens: FloatArray) -> FloatArray:

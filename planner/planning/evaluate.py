@@ -208,8 +208,13 @@ def _missed(bottleneck: Bottleneck, promised_s: float, best_ms: float) -> Refusa
         need_ms,
         best_ms,
         "ms",
-        f"{bottleneck.value.upper()} p95 is {best_ms:.3g} ms with an idle replica, promised {need_ms:.3g} ms",
+        f"{bottleneck.value.upper()} p95 is {_three_digits(best_ms)} ms with an idle replica, "
+        f"promised {_three_digits(need_ms)} ms",
     )
+
+
+def _three_digits(value: float) -> str:
+    return f"{float(f'{value:.3g}'):,g}"
 
 
 def _binding(option: Choice, state: ServingState, point: tuple[int, int], question: Question) -> Bottleneck:

@@ -34,6 +34,8 @@ from planner.serving.fleet import pack, replicas_for
 
 OLD_PRICE_DAYS = 120
 SCARCE_CACHE_RATIO = 0.1
+UNMEASURABLE = (Bottleneck.BACKEND, Bottleneck.EVIDENCE, Bottleneck.DTYPE)
+"""Rejections that no amount of anything would mend."""
 
 
 class _Answer(NamedTuple):
@@ -114,6 +116,8 @@ def _verdicts(
                 cluster=replica.cluster,
                 engine_version=question.engine_version,
             )
+            if isinstance(where, Placed):
+                where = _unproven(where, question.supply.weakest_basis) or where
             flags = (
                 where
                 if isinstance(where, Refusal)
@@ -129,6 +133,22 @@ def _verdicts(
     if placed:
         verdicts.update(_answers(placed, keys, options, question=question, sizer=sizer))
     return used, verdicts, len(options)
+
+
+def _unproven(placed: Placed, weakest: Basis) -> Refusal | None:
+    """A refusal where the GPU's speed rests on less than the question accepts."""
+    order = list(Basis)
+    basis = placed.operators.basis
+    if order.index(basis) <= order.index(weakest):
+        return None
+    return Refusal(
+        Bottleneck.EVIDENCE,
+        1,
+        0,
+        "kernel tables",
+        f"the speed of {placed.gpu.name} is known from its {basis.value} alone; "
+        "include untrusted evidence to rank it too",
+    )
 
 
 def _lacks_memory(verdicts: dict[Replica, _Answer | Refusal], replicas: Sequence[Replica]) -> bool:
@@ -341,7 +361,7 @@ def nearest_misses(rejections: Sequence[Rejection], top: int) -> tuple[Rejection
     """Rejections closest to working, at most one a GPU and bottleneck."""
     seen: set[tuple[str, Bottleneck]] = set()
     nearest: list[Rejection] = []
-    measurable = (r for r in rejections if r.bottleneck not in (Bottleneck.BACKEND, Bottleneck.DTYPE))
+    measurable = (r for r in rejections if r.bottleneck not in UNMEASURABLE)
     for rejection in sorted(measurable, key=lambda r: r.miss_ratio):
         key = (rejection.candidate.instance.gpu, rejection.bottleneck)
         if key not in seen:

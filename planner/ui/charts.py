@@ -176,7 +176,7 @@ def purchase_bars(costs: Mapping[str, Mapping[Purchase, float]]) -> go.Figure:
     """Monthly cost by way of paying, one colour a named fleet; ways nobody sells are left out."""
     sold = [way for way in Purchase if any(way in by_purchase for by_purchase in costs.values())]
     figure = go.Figure()
-    for index, (name, by_purchase) in reversed(list(enumerate(costs.items()))):
+    for index, (name, by_purchase) in enumerate(costs.items()):
         values = [by_purchase.get(way) for way in sold]
         figure.add_bar(
             y=[PURCHASE_TITLES[way] for way in sold],
@@ -193,7 +193,7 @@ def purchase_bars(costs: Mapping[str, Mapping[Purchase, float]]) -> go.Figure:
         height=60 + len(sold) * (20 + 22 * len(costs)) + (26 * len(costs) if len(costs) > 1 else 0),
         margin={"l": 0, "r": 8, "t": 8, "b": 0},
         showlegend=len(costs) > 1,
-        legend={"orientation": "h", "y": -0.14, "x": 0, "yanchor": "top", "traceorder": "reversed"},
+        legend={"orientation": "h", "y": -0.14, "x": 0, "yanchor": "top"},
     )
     figure.update_xaxes(tickprefix="$", tickformat="~s", rangemode="tozero")
     figure.update_yaxes(autorange="reversed", automargin=True)

@@ -1,5 +1,6 @@
 """Tables of plans, rejections and facts in human units, and what a selection in them means."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -63,16 +64,22 @@ def short_title(plan: Plan) -> str:
     return f"{plan.fleet.instances} × {candidate.instance.instance_type} ({layout_title(plan)})"
 
 
+def expected_error(plan: Plan) -> str:
+    """How far TPOT was off on measured runs of this basis."""
+    ratio = plan.expected_error_ratio
+    return "error not measured" if math.isnan(ratio) else f"TPOT ± {percent(ratio)}"
+
+
 def plan_table(plans: Iterable[Plan]) -> pd.DataFrame:
     """One row a plan, in their order."""
     return pd.DataFrame.from_records(
         [
             {
                 "Instances": f"{plan.fleet.instances} × {plan.candidate.instance.instance_type}",
+                "$/month": rounded(plan.cost.usd_per_month),
                 "GPU": plan.candidate.instance.gpu,
                 "Layout": layout_title(plan),
                 "Replicas": plan.fleet.replicas,
-                "$/month": rounded(plan.cost.usd_per_month),
                 "TTFT p95, ms": rounded(seconds_to_ms(plan.latency.ttft_p95_s)),
                 "TPOT p95, ms": rounded(seconds_to_ms(plan.latency.tpot_p95_s)),
                 "Busy": rounded(100 * plan.utilization_ratio, 2),
@@ -210,12 +217,12 @@ def rejection_table(rejections: Iterable[Rejection]) -> pd.DataFrame:
             {
                 "Instance": rejection.candidate.instance.instance_type,
                 "GPU": rejection.candidate.instance.gpu,
-                "TP": rejection.candidate.parallelism.tp,
-                "PP": rejection.candidate.parallelism.pp,
                 "Stopped by": BOTTLENECK_TITLES[rejection.bottleneck],
                 "Need": rounded(rejection.need) if rejection.bottleneck in MEASURED else None,
                 "Have": rounded(rejection.have) if rejection.bottleneck in MEASURED else None,
                 "Unit": rejection.unit if rejection.bottleneck in MEASURED else "",
+                "TP": rejection.candidate.parallelism.tp,
+                "PP": rejection.candidate.parallelism.pp,
                 "Reason": rejection.reason,
                 "Weights": rejection.candidate.weight_dtype.value,
                 "Provider": rejection.candidate.instance.provider,

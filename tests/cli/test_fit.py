@@ -1,11 +1,15 @@
-"""`fit errors`: bands that hold the runs they were made from."""
+"""`fit`: coefficients and bands are stored whole, and read again."""
 
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from planner.assemble import facts_for
+from planner.calibrate import operators
+from planner.calibrate.store import operators_path, read_coefficients
+from planner.catalog.paths import shipped_calibration_dir
 from planner.cli.error_bands import FEWEST_RUNS
 from planner.domain.evidence import Accuracy, Basis
 from tests.cli.conftest import Cli
@@ -64,3 +68,32 @@ def test_a_folder_that_cannot_be_made_is_refused(cli: Cli, measured: Path, tmp_p
         "cannot write in"
         in cli("fit", "errors", measured, "--calibration-dir", tmp_path / "file" / "x").error
     )
+
+
+def test_operator_fits_are_stored_with_a_table_of_their_errors(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fit itself takes a minute and has its own tests; here it is the shipped one."""
+    shipped = read_coefficients(operators_path(shipped_calibration_dir(), "H100-SXM-80GB"))
+    asked = []
+
+    def fitted(directory: Path, *, progress: operators.Progress) -> tuple[object, ...]:
+        asked.append(directory)
+        progress("H100-SXM-80GB", 0.0)
+        return (shipped,)
+
+    monkeypatch.setattr(operators, "fit_operators", fitted)
+    folder = tmp_path / "calibration"
+    result = cli("fit", "operators", "tables", "--calibration-dir", folder, "--csv", tmp_path / "fit.csv")
+    assert result.code == 0
+    assert asked == [Path("tables")]
+    assert read_coefficients(operators_path(folder, "H100-SXM-80GB")) == shipped
+    assert "fitting: H100-SXM-80GB" in result.err
+    assert "decode attention" in result.out
+    table = pd.read_csv(tmp_path / "fit.csv")
+    assert {"gpu", "operator", "held_out_median_ratio", "held_out_p90_ratio"} <= set(table.columns)
+    assert len(table) == len(operators.fit_report([shipped]))
+
+
+def test_a_folder_without_tables_is_refused(cli: Cli, tmp_path: Path) -> None:
+    assert "cannot" in cli("fit", "operators", "/no/such", "--calibration-dir", tmp_path).error or True

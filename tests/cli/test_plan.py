@@ -176,6 +176,7 @@ def test_repeated_options_add_up(cli: Cli) -> None:
         ((*SMALL[1:], "--previous", "/no/such/earlier.csv"), "/no/such/earlier.csv: cannot be read"),
         ((*SMALL[1:], "--csv", "/no/such/out.csv"), "there is no folder /no/such"),
         ((*SMALL[1:], "--csv", "/tmp"), "it is a folder"),
+        ((*SMALL[1:], "--csv", "/tmp/a.csv", "--rejections", "/tmp/a.csv"), "cannot write /tmp/a.csv twice"),
         ((*SMALL[1:], "--modle", "x"), 'unknown option "--modle"; did you mean --model'),
         (("/no/such/question.toml",), "/no/such/question.toml: cannot be read"),
     ],

@@ -97,10 +97,12 @@ def test_parts_add_up_to_the_card(name: str, gpu: str, tp: int, utilization: flo
     length=st.integers(16, 8192),
 )
 def test_more_work_a_step_never_leaves_more_cache(name: str, seqs: int, tokens: int, length: int) -> None:
+    """But for one CUDA graph: a `max_num_seqs` off the grid is captured as a size of its own."""
     base = budget_of(name, "H200", 8, max_num_seqs=seqs, max_num_batched_tokens=tokens, max_model_len=length)
+    one_graph_bytes = load_model(name).layers * COEFFICIENTS.cuda_graph_bytes_per_layer.value
     for change in ({"max_num_seqs": 2 * seqs}, {"max_num_batched_tokens": 2 * tokens}):
         values = {"max_num_seqs": seqs, "max_num_batched_tokens": tokens, "max_model_len": length} | change
-        assert budget_of(name, "H200", 8, **values).kv_cache_bytes <= base.kv_cache_bytes
+        assert budget_of(name, "H200", 8, **values).kv_cache_bytes <= base.kv_cache_bytes + one_graph_bytes
     larger = budget_of(
         name, "B200", 8, max_num_seqs=seqs, max_num_batched_tokens=tokens, max_model_len=length
     )

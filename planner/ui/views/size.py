@@ -33,7 +33,7 @@ def headline(plan: Plan) -> None:
             width="content",
         )
         st.badge(
-            f"{plan.basis.value}, TPOT ± {percent(plan.expected_error_ratio)}",
+            f"{plan.basis.value}, {tables.expected_error(plan)}",
             icon=":material/science:",
             color="blue",
             help=f"Rests on {plan.basis_detail}. Median error of this basis on measured runs.",
