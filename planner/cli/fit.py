@@ -50,31 +50,16 @@ def operators(
     if as_json:
         show_json(records(FitRow._fields, rows))
         return
-    headers = [
-        "GPU",
-        "operator",
-        "variant",
-        "from",
-        "rows",
-        "median",
-        "p90",
-        "held out median",
-        "held out p90",
-    ]
+    headers = ["GPU", "operator", "variant", "from", "rows", "fit", "held out"]
     shown = [
         [
             *(row.gpu, row.operator, row.variant, row.origin, str(row.rows or "")),
-            *(
-                "" if ratio is None else percent(ratio)
-                for ratio in (
-                    *(row.median_ratio, row.p90_ratio),
-                    *(row.held_out_median_ratio, row.held_out_p90_ratio),
-                )
-            ),
+            _median_and_p90(row.median_ratio, row.p90_ratio),
+            _median_and_p90(row.held_out_median_ratio, row.held_out_p90_ratio),
         ]
         for row in rows
     ]
-    show_table("|predicted / measured - 1| of kernel times", headers, shown)
+    show_table("|predicted / measured - 1| of kernel times: median / 90th percentile", headers, shown)
 
 
 @app.command("errors")
@@ -105,6 +90,12 @@ def errors(
             "Median error, and where 90 % of measured / predicted lie", headers, _band_rows(accuracy.bands)
         )
     note(f"wrote {folder / ACCURACY_FILE}")
+
+
+def _median_and_p90(median_ratio: float | None, p90_ratio: float | None) -> str:
+    if median_ratio is None or p90_ratio is None:
+        return ""
+    return f"{percent(median_ratio)} / {percent(p90_ratio)}"
 
 
 def _band_rows(bands: tuple[ErrorBand, ...]) -> list[list[str]]:

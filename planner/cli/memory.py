@@ -108,7 +108,10 @@ def show_memory(case: Case, facts: Facts, *, csv: Path | None, as_json: bool) ->
             }
         )
     else:
-        _print(case, budget, refusal, facts)
+        if budget is not None:
+            _print(case, budget)
+        if refusal is not None:
+            _print_refusal(case, budget, refusal, facts)
     return refusal is None
 
 
@@ -177,43 +180,36 @@ def _deployment_json(case: Case) -> dict[str, Json]:
     }
 
 
-def _print(case: Case, budget: MemoryBudget | None, refusal: Refusal | None, facts: Facts) -> None:
-    layout = case.parallelism
+def _print(case: Case, budget: MemoryBudget) -> None:
+    layout, engine = case.parallelism, case.engine
     degrees = f"TP {layout.tp}" + "".join(
         f", {name} {degree}" for name, degree in (("PP", layout.pp), ("DP", layout.dp)) if degree > 1
     )
+    rows = [[name, number(gib), percent(share)] for name, gib, share in budget_rows(budget)]
+    show_table(f"{case.model.name} on {case.gpu.name}, {degrees}: one GPU", ["part", "GiB", "share"], rows)
+    say(f"  [{bar(budget)}]")
+    say(f"  {', '.join(f'{part.mark} {part.name}' for part in parts(budget))}")
+    say()
+    say(f"GPU KV cache size: {budget.kv_cache_tokens:,} tokens")
+    say(f"Maximum concurrency for {budget.max_model_len:,} tokens per request: {budget.max_concurrency:.2f}x")
+    say(
+        f"{budget.kv_bytes_per_token:,.0f} bytes of KV cache per token and GPU, "
+        f"{budget.kv_blocks:,} blocks of {budget.block_size} tokens"
+    )
+    note(
+        f"settings: max_num_seqs {engine.max_num_seqs}, max_num_batched_tokens {engine.max_num_batched_tokens}, "
+        f"gpu_memory_utilization {engine.gpu_memory_utilization:g}"
+    )
+
+
+def _print_refusal(case: Case, budget: MemoryBudget | None, refusal: Refusal, facts: Facts) -> None:
+    say()
+    say(f"Does not start: {refusal.reason}.")
     if budget is not None:
-        rows = [[name, number(gib), percent(share)] for name, gib, share in budget_rows(budget)]
-        show_table(
-            f"{case.model.name} on {case.gpu.name}, {degrees}: one GPU", ["part", "GiB", "share"], rows
-        )
-        say(f"  [{bar(budget)}]")
-        say(f"  {', '.join(f'{part.mark} {part.name}' for part in parts(budget))}")
-        say()
-        say(f"GPU KV cache size: {budget.kv_cache_tokens:,} tokens")
-        say(
-            f"Maximum concurrency for {budget.max_model_len:,} tokens per request: {budget.max_concurrency:.2f}x"
-        )
-        say(
-            f"{budget.kv_bytes_per_token:,.0f} bytes of KV cache per token and GPU, "
-            f"{budget.kv_blocks:,} blocks of {budget.block_size} tokens"
-        )
-        note(
-            f"settings: max_num_seqs {case.engine.max_num_seqs}, max_num_batched_tokens "
-            f"{case.engine.max_num_batched_tokens}, gpu_memory_utilization {case.engine.gpu_memory_utilization:g}"
-        )
-    if refusal is not None:
-        say()
-        say(f"Does not start: {refusal.reason}.")
-        if budget is not None:
-            say(f"{number(shortfall_gib(budget))} GiB per GPU are missing.")
-        if refusal.bottleneck in (Bottleneck.MEMORY, Bottleneck.PARALLELISM):
-            least = smallest_tp(case, facts)
-            say(
-                f"The smallest TP that fits is {least}."
-                if least
-                else "No tensor-parallel degree up to 64 fits."
-            )
+        say(f"{number(shortfall_gib(budget))} GiB per GPU are missing.")
+    if refusal.bottleneck in (Bottleneck.MEMORY, Bottleneck.PARALLELISM):
+        least = smallest_tp(case, facts)
+        say(f"The smallest TP that fits is {least}." if least else "No tensor-parallel degree up to 64 fits.")
 
 
 def bar(budget: MemoryBudget) -> str:

@@ -1,5 +1,6 @@
 """The command line as a whole: its verbs, and how an error becomes one line and an exit code."""
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -48,6 +49,9 @@ def root(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command line and returns its exit code: 0 answered, 1 nothing fits, 2 bad input."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         outcome = app(args=arguments, prog_name="planner", standalone_mode=False)
         sys.stdout.flush()
@@ -73,7 +77,8 @@ _USAGE_ERROR = typer.BadParameter.__mro__[2]
 
 
 def _refuse(message: str) -> int:
-    print("error:", " ".join(message.split()), file=sys.stderr)
+    line = " ".join(message.split())
+    print("error:", "".join(c if c.isprintable() else "?" for c in line), file=sys.stderr)
     return BAD_INPUT
 
 

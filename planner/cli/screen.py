@@ -73,7 +73,7 @@ def show_markdown(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None
 
 def show_json(value: Json) -> None:
     """A JSON document to stdout; what is not a finite number is null."""
-    say(json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False))
+    say(json.dumps(_plain(value), indent=2, allow_nan=False))
 
 
 def _plain(value: Json) -> Json:

@@ -50,17 +50,22 @@ def atomic_text(path: Path) -> Iterator[TextIO]:
     target = path.resolve()
     try:
         if target.exists() and not target.is_file():
-            with target.open("w", encoding="utf-8", newline="") as stream:
+            with _open(target) as stream:
                 yield stream
             return
         with _temporary_beside(target) as temporary:
-            with temporary.open("w", encoding="utf-8", newline="") as stream:
+            with _open(temporary) as stream:
                 yield stream
                 stream.flush()
                 os.fsync(stream.fileno())
             temporary.replace(target)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def _open(path: Path) -> TextIO:
+    """Valid UTF-8 whatever is written: file names may hold bytes that are not."""
+    return path.open("w", encoding="utf-8", errors="backslashreplace", newline="")
 
 
 @contextlib.contextmanager

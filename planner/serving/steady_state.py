@@ -94,18 +94,28 @@ class _Round(NamedTuple):
     prompts_per_step: FloatArray
 
 
+class _Company(NamedTuple):
+    """How the requests in a replica meet each other, arrays of the load's shape."""
+
+    others_ratio: FloatArray
+    """Share of prompt work that a request sees from others: 1 in an open loop, (n-1)/n closed."""
+    spread_steps: FloatArray
+    """Steps over which the prompts of one generation are strewn, beyond those they fill; inf: over the whole stay."""
+
+
 def _prefill_in_steps(
-    prompt_tokens_per_step: FloatArray, arrivals_per_step: FloatArray, room: FloatArray
+    prompts_per_step: FloatArray, active_ratio: FloatArray, tokens: FloatArray, room: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
-    """Share of steps that carry prompt tokens, and how many these carry, for Poisson arrivals."""
-    share = np.clip(np.maximum(-np.expm1(-arrivals_per_step), prompt_tokens_per_step / room), 1e-12, 1.0)
-    return share, np.minimum(prompt_tokens_per_step / share, room)
+    """Share of steps that carry prompts of `tokens`, and prompt tokens in these; Poisson arrivals while active."""
+    crowd = prompts_per_step / active_ratio
+    busy = np.minimum(np.maximum(-np.expm1(-crowd), crowd * tokens / room), 1.0)
+    share = np.maximum(active_ratio * busy, 1e-12)
+    return share, np.minimum(prompts_per_step * tokens / share, room)
 
 
-def _round(table: StepTable, load: Load, running: FloatArray, others_ratio: FloatArray) -> _Round:
+def _round(table: StepTable, load: Load, running: FloatArray, company: _Company) -> _Round:
     """The average step while `running` sequences are in the replica, [any shape] like the load.
 
-    `others_ratio` is the share of prompt work that a request sees from others: 1 in an open loop, (n-1)/n closed.
     Where prompts bind, at most B (O-1) / (I + O-1) sequences decode: the budget then splits like the tokens do.
     """
     pipeline = table.pp[load.layout]
@@ -119,19 +129,22 @@ def _round(table: StepTable, load: Load, running: FloatArray, others_ratio: Floa
     context = load.cached_tokens + load.input_tokens + load.output_tokens / 2.0
     arrivals = n / steps
     prompt_tokens = arrivals * load.input_tokens
+    filled_steps = np.maximum(1.0, n * load.input_tokens / room)
+    active = np.minimum((company.spread_steps + filled_steps) / steps, 1.0)
 
     decode_s = decode_step_s(table, load.layout, decoding, context)
-    share, chunk = _prefill_in_steps(prompt_tokens, arrivals, room)
+    share, chunk = _prefill_in_steps(arrivals, active, load.input_tokens, room)
     mixed_s = mixed_step_s(table, load, decoding, context, chunk)
     step_s = (1.0 - share) * decode_s + share * mixed_s
 
-    seen_share, seen_chunk = _prefill_in_steps(prompt_tokens * others_ratio, arrivals * others_ratio, room)
+    others = arrivals * company.others_ratio
+    seen_share, seen_chunk = _prefill_in_steps(others, active, load.input_tokens, room)
     seen_s = mixed_step_s(table, load, decoding, context, seen_chunk)
     tpot_s = (1.0 - seen_share) * decode_s + seen_share * seen_s
     gaps = np.maximum(answer_steps, 1.0)
     tpot_noise_s = (seen_s - decode_s) * np.sqrt(seen_share * (1.0 - seen_share) / gaps)
 
-    own_chunk = np.minimum(room, load.input_tokens / prefill_steps + prompt_tokens * others_ratio)
+    own_chunk = np.minimum(room, load.input_tokens * (1.0 / prefill_steps + others / active))
     prefill_s = prefill_steps * mixed_step_s(table, load, decoding, context, own_chunk)
     second_moment = (1.0 - share) * decode_s**2 + share * mixed_s**2
     return _Round(
@@ -182,7 +195,7 @@ def open_loop(table: StepTable, load: Load, running: FloatArray) -> ServingState
     The request rate that keeps it there is part of the answer (Little's law); it rises with `running`, so a rate
     is turned into `running` by interpolation (`running_at_rate`).
     """
-    everyone = np.ones_like(running)
+    everyone = _Company(np.ones_like(running), np.full_like(running, np.inf))
     now = _round(table, load, running, everyone)
     stay_s = now.steps * now.step_s
     arrivals_squared = load.arrival_cv**2
@@ -233,11 +246,16 @@ def closed_loop(
     """`concurrency` users who send the next request when the last is answered; all start at once.
 
     The first wave's prompts queue behind each other; its share of all requests is concurrency / num_requests.
+    Answers of equal length keep users in step, so that their prompts go on arriving together; unequal ones strew
+    the arrivals of generation g over sqrt(g) times the spread of the lengths.
     Users beyond what can run at once wait for a slot.
     """
     running = np.minimum(concurrency, np.maximum(load.running_limit, 1.0))
-    others = np.maximum(running - 1.0, 0.0) / running
-    now = _round(table, load, running, others)
+    generation = np.maximum(num_requests / running, 1.0) / 2.0
+    shortest = 2.0 * load.length_low_ratio / (1.0 + load.length_low_ratio)
+    spread_steps = 2.0 * (1.0 - shortest) * load.output_tokens * np.sqrt(generation)
+    company = _Company(np.maximum(running - 1.0, 0.0) / running, spread_steps)
+    now = _round(table, load, running, company)
     queue_s = np.maximum(concurrency - running, 0.0) / now.requests_per_s
     steady_s = now.prefill_s + (1.0 + load.async_scheduling) * now.step_s
 

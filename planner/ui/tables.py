@@ -30,6 +30,7 @@ BOTTLENECK_TITLES = {
     Bottleneck.BUDGET: "budget",
     Bottleneck.KV_CACHE: "KV cache",
     Bottleneck.THROUGHPUT: "throughput",
+    Bottleneck.EVIDENCE: "no evidence",
 }
 MEASURED = (Bottleneck.MEMORY, Bottleneck.TTFT, Bottleneck.TPOT, Bottleneck.BUDGET)
 """Rejections whose need and have are quantities."""
@@ -42,6 +43,7 @@ RELAXATIONS = {
     Bottleneck.PARALLELISM: "Allow another TP or PP",
     Bottleneck.DTYPE: "Choose another weight or KV format, or newer GPUs",
     Bottleneck.BACKEND: "Choose GPUs on which vLLM is modelled",
+    Bottleneck.EVIDENCE: "Choose GPUs whose speed is known, or measure this one",
 }
 """What to give up where this stops a candidate; what stops it last of all checks comes first."""
 

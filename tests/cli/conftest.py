@@ -1,7 +1,7 @@
 """Runs command lines in this process: what they print and how they exit."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,6 +45,15 @@ def _refuse(constant: str) -> float:
 
 
 Cli = Callable[..., Result]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _shipped_files_alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Neither the hub nor the user's own coefficients have a say."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
+        yield
 
 
 @pytest.fixture

@@ -71,3 +71,18 @@ def test_an_interruption_is_exit_130(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setitem(catalog.LISTINGS, catalog.Topic.GPUS, interrupted)
     assert main(["catalog", "list", "gpus"]) == 130
+
+
+@pytest.mark.parametrize("verb", ["plan", "memory"])
+def test_names_that_are_no_text_are_refused_in_one_harmless_line(verb: str) -> None:
+    name = b"caf\xe9\x1b[31m.json"
+    result = subprocess.run(
+        [sys.executable, "-m", "planner", verb, "--model", name, "--gpu", "L4"],
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert result.stderr.startswith(b"error: ")
+    assert result.stderr.count(b"\n") == 1
+    assert b"\x1b" not in result.stderr

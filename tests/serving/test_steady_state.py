@@ -150,3 +150,14 @@ def test_more_load_never_helps(
         assert state.tpot.mean_s[0] <= state.tpot.p95_s[0] * (1 + 1e-9)
         assert 0.0 <= state.prompt_time_ratio[0] <= 1.0
         assert state.tpot.mean_s[0] >= FIXED_S * slack
+
+
+def test_answers_of_equal_length_keep_users_in_step() -> None:
+    """Eight users in step bring eight prompts into one engine step: each waits for all 4,000 tokens of it."""
+    users, requests = np.array([8.0]), np.array([1e9])
+    together = closed_loop(table(), load(), users, requests)
+    strewn = closed_loop(table(), load(length_low_ratio=0.5), users, requests)
+    eight_prompts_s = FIXED_S + 4000 * PER_TOKEN_S
+    assert together.ttft.mean_s[0] > eight_prompts_s
+    assert strewn.ttft.mean_s[0] < eight_prompts_s
+    assert together.requests_per_s[0] == pytest.approx(strewn.requests_per_s[0], rel=0.05)

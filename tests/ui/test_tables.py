@@ -50,6 +50,11 @@ def test_nothing_fits_says_how_far_to_relax(impossible: Answer) -> None:
     assert tables.relaxation(tpot).startswith(f"Promise a TPOT of more than {fastest_ms:.3g}")
 
 
+def test_every_reason_has_a_title_and_every_rejection_something_to_relax() -> None:
+    assert set(tables.BOTTLENECK_TITLES) == set(Bottleneck)
+    assert set(tables.RELAXATIONS) == set(Bottleneck) - {Bottleneck.KV_CACHE, Bottleneck.THROUGHPUT}
+
+
 @pytest.mark.parametrize(
     ("points", "chosen"),
     [

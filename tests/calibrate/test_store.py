@@ -1,0 +1,159 @@
+"""Coefficients on disk: whole or not at all, first directory first, broken files told, siblings labelled."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from planner.calibrate.store import (
+    calibration_directories,
+    operators_for,
+    operators_path,
+    read_accuracy,
+    read_coefficients,
+    write_coefficients,
+)
+from planner.catalog.load import find_gpu
+from planner.catalog.paths import shipped_calibration_dir
+from planner.domain.base import InputError
+from planner.domain.evidence import Accuracy, Basis, ErrorBand
+
+SHIPPED = shipped_calibration_dir()
+H100 = "H100-SXM-80GB"
+MAX_FILE_BYTES = 60_000
+
+
+def shipped(name: str = H100) -> Path:
+    return operators_path(SHIPPED, name)
+
+
+@pytest.mark.parametrize("path", sorted((SHIPPED / "operators").glob("*.json")), ids=lambda path: path.stem)
+def test_shipped_files_are_small_complete_and_come_from_tables(path: Path) -> None:
+    found = read_coefficients(path)
+    assert found.gpu == path.stem == find_gpu(path.stem).name
+    assert path.stat().st_size < MAX_FILE_BYTES
+    assert found.tables
+    assert all(not source.path.startswith(("/", "..")) for source in found.tables)
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    original = read_coefficients(shipped())
+    path = write_coefficients(original, tmp_path)
+    assert path == operators_path(tmp_path, H100)
+    assert read_coefficients(path) == original
+    assert path.read_bytes() == shipped().read_bytes()
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coefficients = read_coefficients(shipped())
+    path = write_coefficients(coefficients, tmp_path)
+    before = path.read_bytes()
+
+    def full_disk(self: Path, target: Path) -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full_disk)
+    with pytest.raises(InputError, match="No space left on device"):
+        write_coefficients(coefficients.model_copy(update={"fitted_on": "2000-01-01"}), tmp_path)
+    assert path.read_bytes() == before
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+def test_an_unwritable_directory_is_told(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way")
+    with pytest.raises(InputError, match="cannot write"):
+        write_coefficients(read_coefficients(shipped()), blocked)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "Invalid JSON"),
+        (b"{", "Invalid JSON"),
+        (b"\xff\xfe\x00", "Invalid JSON"),
+        (b"[]", "make it anew with `fit operators DIR`"),
+        (b'{"gpu": "H100-SXM-80GB"}', "fitted_on: Field required"),
+    ],
+)
+def test_a_broken_file_is_one_line_of_input_error(tmp_path: Path, content: bytes, said: str) -> None:
+    path = operators_path(tmp_path, H100)
+    path.parent.mkdir()
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=said) as caught:
+        operators_for(find_gpu(H100), (tmp_path,))
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_a_negative_efficiency_and_an_older_format_are_refused(tmp_path: Path) -> None:
+    coefficients = read_coefficients(shipped())
+    fit = coefficients.mla.model_copy(update={"bmm_flop_efficiency": -1.0})
+    path = write_coefficients(coefficients.model_copy(update={"mla": fit}), tmp_path)
+    with pytest.raises(InputError, match="bmm_flop_efficiency"):
+        read_coefficients(path)
+    path = write_coefficients(coefficients.model_copy(update={"format": 0}), tmp_path / "older")
+    with pytest.raises(InputError, match="has format 0"):
+        read_coefficients(path)
+
+
+def test_own_coefficients_win_and_the_first_directory_first(tmp_path: Path) -> None:
+    mine = read_coefficients(shipped()).model_copy(update={"fitted_on": "2001-02-03"})
+    write_coefficients(mine, tmp_path)
+    assert operators_for(find_gpu(H100), (tmp_path, SHIPPED)).coefficients.fitted_on == "2001-02-03"
+    assert operators_for(find_gpu(H100), (SHIPPED, tmp_path)).coefficients.fitted_on != "2001-02-03"
+    assert operators_for(find_gpu("H20"), (tmp_path, SHIPPED)).coefficients.fitted_on == "2001-02-03"
+    write_coefficients(mine.model_copy(update={"gpu": "H20"}), tmp_path)
+    own = operators_for(find_gpu("H20"), (tmp_path, SHIPPED))
+    assert (own.basis, own.donor) == (Basis.OPERATORS, "H20")
+
+
+def test_a_file_written_anew_is_read_anew(tmp_path: Path) -> None:
+    coefficients = read_coefficients(shipped())
+    for date in ("2001-01-01", "2002-02-02"):
+        path = write_coefficients(coefficients.model_copy(update={"fitted_on": date}), tmp_path)
+        assert read_coefficients(path).fitted_on == date
+
+
+def test_no_coefficients_anywhere_says_where_it_looked(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no operator coefficients for T4 or A100-SXM-80GB"):
+        operators_for(find_gpu("T4"), (tmp_path,))
+    with pytest.raises(InputError, match="cannot be read"):
+        read_coefficients(tmp_path / "absent.json")
+
+
+def test_directories_in_order_and_once(tmp_path: Path) -> None:
+    assert calibration_directories(tmp_path)[0] == tmp_path
+    assert calibration_directories(SHIPPED)[0] == SHIPPED
+    assert len(set(calibration_directories(SHIPPED))) == len(calibration_directories(SHIPPED))
+    assert calibration_directories()[-1] == SHIPPED
+
+
+def test_accuracy_is_read_from_the_first_directory_that_has_it(tmp_path: Path) -> None:
+    assert read_accuracy((tmp_path,)).bands == ()
+    band = ErrorBand(
+        basis=Basis.OPERATORS,
+        tpot_median_error_ratio=0.1,
+        ttft_median_error_ratio=0.2,
+        tpot_factor_low=0.8,
+        tpot_factor_high=1.2,
+        ttft_factor_low=0.5,
+        ttft_factor_high=1.5,
+        runs=3,
+        note="made up",
+    )
+    known = Accuracy(source="a test", fitted_on="2001-01-01", bands=(band,))
+    (tmp_path / "accuracy.json").write_text(known.model_dump_json())
+    assert read_accuracy((tmp_path / "absent", tmp_path)) == known
+    (tmp_path / "accuracy.json").write_text("{}")
+    with pytest.raises(InputError, match="fit errors"):
+        read_accuracy((tmp_path,))
+
+
+def test_shipped_directory_copied_elsewhere_answers_the_same(tmp_path: Path) -> None:
+    shutil.copytree(SHIPPED / "operators", tmp_path / "operators")
+    gpu = find_gpu("A100-SXM-80GB")
+    assert operators_for(gpu, (tmp_path,)) == operators_for(gpu, (SHIPPED,))
