@@ -1,10 +1,15 @@
 """LLM serving planner: from a model, its traffic and the latency owed to a costed vLLM deployment."""
 
-from importlib.metadata import PackageNotFoundError, version
-
-try:
-    __version__ = version("llm-serving-planner")
-except PackageNotFoundError:  # a source tree that was never installed
-    __version__ = "0+unknown"
-
 __all__ = ["__version__"]
+
+
+def __getattr__(name: str) -> str:
+    """`__version__`, read when asked for: importlib.metadata costs a tenth of the start-up."""
+    if name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("llm-serving-planner")
+    except PackageNotFoundError:
+        return "0+unknown"

@@ -175,6 +175,31 @@ def _gemm_with(fit: GemmFit, evidence: Evidence, *, compute: ComputeDtype) -> Ge
     return fit.model_copy(update={"compute": compute, "small_evidence": evidence, "large_evidence": evidence})
 
 
+_ASSUMED_EXPERTS = MoeCurve(
+    flop_efficiency=0.5,
+    byte_efficiency=0.8,
+    exponent=1.5,
+    imbalance_exponent=0.3,
+    tile_rows=0.0,
+    skew=1.5,
+    constant_s=3e-5,
+    per_width_s=2e-9,
+    activation_efficiency=0.5,
+    token_passes=10.0,
+)
+_NO_EXPERT_TABLE = Evidence(
+    origin=Origin.ASSUMED, note="no table of experts: typical of the GPUs that have one"
+)
+ASSUMED_MOE = MoeFit(
+    compute=ComputeDtype.BF16,
+    weight_bytes=WEIGHT_BYTES[WeightDtype.BF16],
+    tensor_parallel=_ASSUMED_EXPERTS,
+    expert_parallel=_ASSUMED_EXPERTS,
+    tensor_parallel_evidence=_NO_EXPERT_TABLE,
+    expert_parallel_evidence=_NO_EXPERT_TABLE,
+)
+
+
 def complete_moe(own: TableFits, others: Sequence[TableFits]) -> dict[WeightDtype, MoeFit]:
     """Routed experts of every format: measured here, on a GPU of the same kind, or derived."""
     fits = dict(own.moe)
@@ -184,13 +209,14 @@ def complete_moe(own: TableFits, others: Sequence[TableFits]) -> dict[WeightDtyp
         if abs(_capability(other.gpu) - _capability(own.gpu)) < NEAREST_CAPABILITY_DISTANCE
     ]
     for dtype in (WeightDtype.BF16, *MARLIN_DTYPES):
-        sibling = _from_sibling(own, same_kind, lambda fits, dtype=dtype: fits.moe.get(dtype))  # type: ignore[misc]
+        sibling = _from_sibling(own, same_kind, _moe_of(dtype))
         if dtype not in fits and sibling is not None:
             fits[dtype] = _moe_with(sibling[0], _donor(f"{sibling[1]} efficiencies"))
     if WeightDtype.BF16 not in fits:
-        nearest = _from_sibling(own, others, lambda fits: fits.moe.get(WeightDtype.BF16))
-        if nearest is not None:
-            fits[WeightDtype.BF16] = _moe_with(nearest[0], _donor(f"{nearest[1]} efficiencies"))
+        nearest = _from_sibling(own, others, _moe_of(WeightDtype.BF16))
+        fits[WeightDtype.BF16] = (
+            ASSUMED_MOE if nearest is None else _moe_with(nearest[0], _donor(f"{nearest[1]} efficiencies"))
+        )
     half = fits[WeightDtype.BF16]
     ratio, ratio_source = marlin_ratio(own, others)
     block = fits.get(WeightDtype.FP8_BLOCK)
@@ -215,6 +241,11 @@ def complete_moe(own: TableFits, others: Sequence[TableFits]) -> dict[WeightDtyp
             stored = _moe_scaled(half, ratio, _donor(note))
         fits[dtype] = stored.model_copy(update={"weight_bytes": WEIGHT_BYTES[dtype]})
     return fits
+
+
+def _moe_of(dtype: WeightDtype) -> Callable[[TableFits], MoeFit | None]:
+    """Takes one format's experts out of a GPU's fits."""
+    return lambda fits: fits.moe.get(dtype)
 
 
 def _moe_with(fit: MoeFit, evidence: Evidence) -> MoeFit:

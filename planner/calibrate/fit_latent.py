@@ -158,9 +158,8 @@ def _per_step(table: KernelTable, phase: str) -> tuple[KernelTable, FloatArray]:
     """Rows of the state kernel with the convolution of the same shape added [s]."""
     part = table.where(table.labels["phase"] == phase)
     names = ("batch_size", "seq_len", "num_k_heads", "num_v_heads", "d_model")
-    keys = np.zeros_like(part.latency_s)
-    for name in names:
-        keys = keys * 2.0**11 + part.numbers[name] % 2.0**11
+    columns = np.column_stack([part.numbers[name] for name in names])
+    keys = np.unique(columns, axis=0, return_inverse=True)[1]
     convolution = np.char.startswith(part.labels["kernel_source"], "causal_conv1d")
     order = np.argsort(keys[convolution], kind="stable")
     conv_keys, conv_s = keys[convolution][order], part.latency_s[convolution][order]

@@ -138,7 +138,7 @@ def complete(own: TableFits, everyone: Sequence[TableFits], fitted_on: str) -> O
 def fit_operators(
     directory: Path, *, gpus: Mapping[str, Gpu] | None = None, progress: Progress | None = None
 ) -> tuple[OperatorCoefficients, ...]:
-    """Coefficients of every GPU that `directory` has tables of; about a minute on one core.
+    """Coefficients of every GPU that `directory` has tables of; well under two minutes on two cores.
 
     `gpus` are datasheets by canonical name, the catalog's where left out. Raises InputError where a table is
     missing or unreadable, or a GPU unknown.

@@ -2,9 +2,12 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
+from math import ceil
 
+from planner.cli.run_cases import RunCases
 from planner.cli.runs import Run
 from planner.domain.base import InputError
+from planner.domain.plan import Bottleneck
 from planner.export.predictions import Outcome, Status
 from planner.planning.facts import Facts
 from planner.planning.predict import Case, Prediction, predict
@@ -24,17 +27,45 @@ def outcomes(runs: Sequence[Run], facts: Facts) -> list[Outcome]:
     """What becomes of each run, in their order."""
     cases = [case for run in runs if run.asks for case in run.asks.cases]
     predictions = iter(_predictions(cases, facts))
-    found = []
+    found: list[Outcome] = []
+    tight: list[tuple[int, RunCases]] = []
     for run in runs:
         if run.asks is None:
             found.append(Outcome(Prediction(), Status.ERROR, run.problem))
             continue
         candidates = [next(predictions) for _ in run.asks.cases]
-        found.append(_outcome(candidates, run.asks.turned_away))
+        found.append(_outcome(candidates, run.asks))
+        if run.asks.own_length and _lacks_memory(found[-1]):
+            tight.append((len(found) - 1, run.asks))
+    _shorten(found, tight, facts)
     return found
 
 
-def _outcome(candidates: Sequence[Prediction | str], turned_away: str) -> Outcome:
+def _lacks_memory(outcome: Outcome) -> bool:
+    refusal = outcome.prediction.refusal
+    return refusal is not None and refusal.bottleneck is Bottleneck.MEMORY
+
+
+def _shorten(found: list[Outcome], tight: Sequence[tuple[int, RunCases]], facts: Facts) -> None:
+    """Answers runs that do not say `max_model_len` at what their load needs, where the model's own does not fit."""
+    shorter = [[_at_needed_length(case) for case in asks.cases] for _, asks in tight]
+    predictions = iter(_predictions([case for cases in shorter for case in cases], facts))
+    for (index, asks), cases in zip(tight, shorter, strict=True):
+        outcome = _outcome([next(predictions) for _ in cases], asks)
+        if outcome.status is Status.OK:
+            lengths = cases[0].engine.max_model_len, asks.cases[0].engine.max_model_len
+            said = "answered at max_model_len {}: the model's own {} does not fit".format(*lengths)
+            found[index] = outcome._replace(reason="; ".join(part for part in (said, outcome.reason) if part))
+
+
+def _at_needed_length(case: Case) -> Case:
+    workload = case.workload
+    assert workload is not None
+    needed = min(ceil(workload.input_tokens + workload.output_tokens), case.engine.max_model_len)
+    return case._replace(engine=case.engine.model_copy(update={"max_model_len": needed}))
+
+
+def _outcome(candidates: Sequence[Prediction | str], asks: RunCases) -> Outcome:
     """The tightest of a run's limits decides."""
     known = [candidate for candidate in candidates if not isinstance(candidate, str)]
     if len(known) < len(candidates):
@@ -43,9 +74,9 @@ def _outcome(candidates: Sequence[Prediction | str], turned_away: str) -> Outcom
     prediction = min(known, key=lambda one: one.output_tokens_per_s)
     if prediction.refusal is not None:
         return Outcome(prediction, Status.REJECTED, prediction.refusal.reason)
-    if turned_away:
-        return Outcome(prediction, Status.REJECTED, turned_away)
-    return Outcome(prediction, Status.OK)
+    if asks.turned_away:
+        return Outcome(prediction, Status.REJECTED, asks.turned_away)
+    return Outcome(prediction, Status.OK, asks.note)
 
 
 def _predictions(cases: Sequence[Case], facts: Facts) -> Sequence[Prediction | str]:

@@ -53,7 +53,11 @@ def plan(
     max_model_len: Annotated[int | None, typer.Option(help="Longest sequence served [tokens].")] = None,
     engine_version: Annotated[str | None, typer.Option(help="vLLM release.")] = None,
     include_untrusted: Annotated[
-        bool, typer.Option("--include-untrusted", help="Also undated and low-confidence prices.")
+        bool,
+        typer.Option(
+            "--include-untrusted",
+            help="Also undated and low-confidence prices, and GPUs known from a datasheet.",
+        ),
     ] = False,
     prices: Annotated[Path | None, typer.Option(metavar="FILE", help="Your own prices (CSV).")] = None,
     previous: Annotated[

@@ -17,6 +17,7 @@ from planner.planning.recommend import nearest_misses
 NEAREST = 5
 PURCHASES = {"on_demand": "on demand", "reserved_1y": "1 year", "reserved_3y": "3 years", "spot": "spot"}
 RELAX = {
+    Bottleneck.EVIDENCE: "rank what only a datasheet tells of, too (--include-untrusted)",
     Bottleneck.BACKEND: "allow GPUs that vLLM's CUDA or ROCm kernels run on (--gpu)",
     Bottleneck.DTYPE: "allow another format (--weight-dtype, --kv-dtype) or GPU (--gpu)",
     Bottleneck.PARALLELISM: "allow other tensor-parallel degrees (--max-tp)",

@@ -20,15 +20,17 @@ from planner.planning.predict import Case
 REQUIRED_COLUMNS = ("model", "gpu")
 DEPLOYMENT_COLUMNS = (
     *("model", "weight_dtype", "kv_dtype", "gpu", "gpu_memory_gib", "tp", "pp", "dp", "ep"),
-    *("engine", "engine_version", "max_num_batched_tokens", "max_num_seqs", "max_model_len"),
+    *("engine_version", "max_num_batched_tokens", "max_num_seqs", "max_model_len"),
     *("gpu_memory_utilization", "enforce_eager", "async_scheduling"),
 )
 WORKLOAD_COLUMNS = (
     *("input_tokens", "output_tokens", "length_low_ratio", "prefix_hit_ratio"),
     *("concurrency", "request_rate_per_s", "arrival", "num_requests"),
 )
-KNOWN_COLUMNS = DEPLOYMENT_COLUMNS + WORKLOAD_COLUMNS
+KNOWN_COLUMNS = (*DEPLOYMENT_COLUMNS, "engine", *WORKLOAD_COLUMNS)
 ENGINES = ("", "vllm")
+SIMILAR_ENGINES = ("sglang", "tensorrt-llm", "tensorrt_llm", "trtllm", "lmdeploy", "tgi")
+"""Answered as if they were vLLM, and said so."""
 TRUE, FALSE = ("true", "yes", "on", "1", "1.0"), ("false", "no", "off", "0", "0.0")
 REMEMBERED = 20_000
 """Distinct deployments and workloads kept; tables repeat a few of them."""
@@ -40,6 +42,10 @@ class RunCases(NamedTuple):
     cases: tuple[Case, ...]
     turned_away: str = ""
     """Why the engine would answer none of its requests, although it starts."""
+    own_length: bool = False
+    """The row does not say `max_model_len`; if the model's own is too long for the cache, a shorter one may serve."""
+    note: str = ""
+    """What a reader of the answer must know."""
 
 
 class CaseReader:
@@ -49,6 +55,8 @@ class CaseReader:
         position = {name: index for index, name in enumerate(header)}
         self._deployment_at = [position.get(name, -1) for name in DEPLOYMENT_COLUMNS]
         self._workload_at = [position.get(name, -1) for name in WORKLOAD_COLUMNS]
+        self._engine_at = position.get("engine", -1)
+        self._length_at = position.get("max_model_len", -1)
         self._model = lru_cache(maxsize=REMEMBERED)(_model)
         self._gpu = lru_cache(maxsize=REMEMBERED)(_gpu)
         self._deployment = lru_cache(maxsize=REMEMBERED)(self._read_deployment)
@@ -62,16 +70,24 @@ class CaseReader:
             return deployment
         if isinstance(workloads, str):
             return workloads
+        engine = cells[self._engine_at].strip().lower() if self._engine_at >= 0 else ""
+        if engine not in ENGINES + SIMILAR_ENGINES:
+            return str(Cells({"engine": engine}).error("engine", f"vllm (or {', '.join(SIMILAR_ENGINES)})"))
+        note = "" if engine in ENGINES else f"{engine} is predicted as if it were vLLM"
         prompt_tokens = max((workload.input_tokens for workload in workloads), default=0.0)
         if prompt_tokens >= deployment.engine.max_model_len:
             longest = deployment.engine.max_model_len
             reason = (
                 f"prompts of {prompt_tokens:g} tokens leave no room for an answer in max_model_len {longest}"
             )
-            return RunCases((deployment,), reason)
+            return RunCases((deployment,), reason, note=note)
         if not workloads:
-            return RunCases((deployment,))
-        return RunCases(tuple(deployment._replace(workload=workload) for workload in workloads))
+            return RunCases((deployment,), note=note)
+        return RunCases(
+            tuple(deployment._replace(workload=workload) for workload in workloads),
+            own_length=self._length_at < 0 or not cells[self._length_at].strip(),
+            note=note,
+        )
 
     def _read_deployment(self, texts: tuple[str, ...]) -> Case | str:
         cells = Cells(dict(zip(DEPLOYMENT_COLUMNS, texts, strict=True)))
@@ -81,8 +97,6 @@ class CaseReader:
             return str(error)
 
     def _case(self, cells: "Cells") -> Case:
-        if cells.text("engine").lower() not in ENGINES:
-            raise cells.error("engine", "vllm")
         model = self._model(cells.text("model"), cells.text("weight_dtype"))
         gpu = self._gpu(cells.text("gpu"), cells.amount("gpu_memory_gib", high=10_000))
         for loaded in (model, gpu):

@@ -44,7 +44,7 @@ class Supply(Frozen):
     purchases: tuple[Purchase, ...] = (Purchase.ON_DEMAND,)
     budget_usd_per_month: float | None = Field(default=None, gt=0)
     max_tp: int = Field(default=16, ge=1, le=64)
-    max_pp: int = Field(default=4, ge=1, le=16)
+    max_pp: int = Field(default=2, ge=1, le=16)
     kv_dtypes: tuple[KvDtype, ...] = (KvDtype.AUTO,)
     weakest_basis: Basis = Basis.TRANSFERRED
     """Plans on a weaker basis are rejected."""

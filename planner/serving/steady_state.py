@@ -9,6 +9,7 @@ Queueing approximations, to be replaced by the scheduler simulation:
 * waiting for a slot and waiting for token budget are GI/G/c queues in the approximation of Allen-Cunneen with
   Sakasegawa's waiting probability, `W = P_w (ca^2 + cs^2) / 2 * S / (c (1 - rho))`, `P_w = rho^(sqrt(2 (c+1)) - 1)`
   (Sakasegawa 1977, Ann. Inst. Stat. Math. 29), with an exponential tail;
+* gaps more variable than Poisson's come in bursts of (ca^2 + 1) / 2 requests, whose prompts go one after another;
 * the number of neighbours a request sees over its own stay has variance `2/3 n ca^2` (M/D/infinity, averaged over
   one service time), which gives the TPOT percentiles;
 * recomputation after preemption is not modelled: sequences beyond the KV cache queue.
@@ -90,6 +91,8 @@ class _Round(NamedTuple):
     tpot_noise_s: FloatArray
     prefill_s: FloatArray
     prompt_time_ratio: FloatArray
+    prompt_s: FloatArray
+    """What one prompt adds to the steps that carry it."""
     budget_use: FloatArray
     prompts_per_step: FloatArray
 
@@ -156,6 +159,7 @@ def _round(table: StepTable, load: Load, running: FloatArray, company: _Company)
         tpot_noise_s=tpot_noise_s,
         prefill_s=prefill_s,
         prompt_time_ratio=share * (mixed_s - decode_s) / step_s,
+        prompt_s=(mixed_s - decode_s) * load.input_tokens / np.maximum(chunk, 1e-12),
         budget_use=prompt_tokens / room,
         prompts_per_step=np.maximum(1.0, room / load.input_tokens),
     )
@@ -199,25 +203,22 @@ def open_loop(table: StepTable, load: Load, running: FloatArray) -> ServingState
     now = _round(table, load, running, everyone)
     stay_s = now.steps * now.step_s
     arrivals_squared = load.arrival_cv**2
-    budget_wait = _queue_wait(
-        now.budget_use, now.prompts_per_step, now.prefill_s, (arrivals_squared + 0.0) / 2.0
-    )
+    budget_wait = _queue_wait(now.budget_use, now.prompts_per_step, now.prefill_s, arrivals_squared / 2.0)
     slot_wait = _queue_wait(
         running / load.running_limit,
         load.running_limit,
         stay_s,
         (arrivals_squared + _length_cv_squared(load.length_low_ratio)) / 2.0,
     )
+    burst = np.maximum((arrivals_squared + 1.0) / 2.0, 1.0)
+    burst_wait = _Wait(1.0 - 1.0 / burst, (burst - 1.0) * now.prompt_s)
+    waits = (burst_wait, budget_wait, slot_wait)
     fixed_s = now.prefill_s + load.async_scheduling * now.step_s
     swing = load.arrival_cv * np.sqrt(2.0 / 3.0 * running)
 
     def ttft(quantile: float) -> FloatArray:
-        return (
-            fixed_s
-            + 2.0 * quantile * now.residual_s
-            + budget_wait.quantile_s(quantile)
-            + slot_wait.quantile_s(quantile)
-        )
+        tails_s = sum((wait.quantile_s(quantile) for wait in waits), np.zeros_like(fixed_s))
+        return np.asarray(fixed_s + 2.0 * quantile * now.residual_s + tails_s, dtype=np.float64)
 
     def tpot(quantile: float) -> FloatArray:
         z = Z_SCORES[quantile]
@@ -231,7 +232,7 @@ def open_loop(table: StepTable, load: Load, running: FloatArray) -> ServingState
         requests_per_s=now.requests_per_s,
         running_requests=running,
         ttft=Latencies(
-            fixed_s + now.residual_s + budget_wait.mean_s + slot_wait.mean_s, *(ttft(q) for q in QUANTILES)
+            fixed_s + now.residual_s + sum(wait.mean_s for wait in waits), *(ttft(q) for q in QUANTILES)
         ),
         tpot=Latencies(now.tpot_s, *(tpot(q) for q in QUANTILES)),
         step_s=now.step_s,

@@ -245,8 +245,7 @@ def _supply(offers: Sequence[Offer]) -> Fields:
         gpus = _choice(
             "GPU", "gpu", {offer.instance.gpu for offer in sold}, "Accelerators of the providers chosen."
         )
-        left, right = st.columns(2)
-        budget = left.number_input(
+        budget = st.number_input(
             "Budget, $/month",
             min_value=0.0,
             value=None,
@@ -257,15 +256,15 @@ def _supply(offers: Sequence[Offer]) -> Fields:
             placeholder="none",
             help="Dearer plans are turned down. Empty: no limit.",
         )
-        previous = right.number_input(
-            "Today, $/month",
+        previous = st.number_input(
+            "You pay today, $/month",
             min_value=0.0,
             value=None,
             step=1000.0,
             format="%g",
             key="previous_usd_per_month",
             bind="query-params",
-            placeholder="none",
+            placeholder="not given",
             help="What your present deployment costs, to state the saving against it.",
         )
         spare = st.number_input(
@@ -366,10 +365,10 @@ def _advanced(preset: Preset) -> Fields:
         help="Memory and defaults follow the release, for example 0.11.0. Empty: the newest known.",
     )
     untrusted = st.toggle(
-        "Include untrusted prices",
+        "Include untrusted facts",
         key="include_untrusted",
         bind="query-params",
-        help="Also prices without a date or from a source of low confidence. More providers appear.",
+        help="Also prices without a date or of low confidence, and GPUs whose speed only a data sheet tells.",
     )
     upload = st.file_uploader(
         "Your prices (CSV)",

@@ -43,7 +43,7 @@ RELAXATIONS = {
     Bottleneck.PARALLELISM: "Allow another TP or PP",
     Bottleneck.DTYPE: "Choose another weight or KV format, or newer GPUs",
     Bottleneck.BACKEND: "Choose GPUs on which vLLM is modelled",
-    Bottleneck.EVIDENCE: "Choose GPUs whose speed is known, or measure this one",
+    Bottleneck.EVIDENCE: "Include untrusted facts (under Advanced), or measure this GPU",
 }
 """What to give up where this stops a candidate; what stops it last of all checks comes first."""
 

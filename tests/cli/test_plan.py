@@ -6,6 +6,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from planner.cli.plan_report import RELAX
+from planner.domain.plan import Bottleneck
 from planner.export.recommendation import PLAN_COLUMNS, REJECTION_COLUMNS
 from tests.cli.conftest import Cli
 
@@ -88,6 +90,11 @@ def test_nothing_fits_is_exit_1_with_the_nearest_misses(cli: Cli) -> None:
     assert found.code == 1
     assert found.json["plans"] == []
     assert found.json["nearest_misses"][0]["bottleneck"] == "tpot"
+
+
+def test_every_reason_to_reject_has_a_way_out() -> None:
+    binding_alone = {Bottleneck.KV_CACHE, Bottleneck.THROUGHPUT}
+    assert set(RELAX) == set(Bottleneck) - binding_alone
 
 
 def test_nothing_fits_writes_an_empty_recommendation(cli: Cli, tmp_path: Path) -> None:

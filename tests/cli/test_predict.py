@@ -198,7 +198,7 @@ def test_prompts_longer_than_the_engine_takes_are_rejected(cli: Cli, tmp_path: P
         ({"max_num_seqs": "none"}, "column max_num_seqs"),
         ({"gpu_memory_utilization": "92"}, "column gpu_memory_utilization"),
         ({"enforce_eager": "maybe"}, 'column enforce_eager is "maybe"; true or false'),
-        ({"engine": "sglang"}, 'column engine is "sglang"; vllm is needed'),
+        ({"engine": "abacus"}, 'column engine is "abacus"; vllm'),
         ({"engine_version": "latest"}, "engine_version"),
     ],
 )
@@ -286,3 +286,18 @@ def test_unknown_columns_may_repeat(cli: Cli, tmp_path: Path) -> None:
 )
 def test_bad_input_is_one_line_and_exit_2(cli: Cli, arguments: tuple[str, ...], wanted: str) -> None:
     assert wanted in cli("predict", *arguments).error
+
+
+def test_a_length_nobody_recorded_is_as_long_as_the_load_needs(cli: Cli, tmp_path: Path) -> None:
+    """131,072 tokens of Llama-3.1-70B take 40 GiB of cache, which a card of 82 GiB with fp8 weights has not."""
+    cells = {"model": "meta-llama/Llama-3.1-70B", "weight_dtype": "fp8", "gpu": "H200", "gpu_memory_gib": "82"}
+    silent = one(cli, tmp_path, **cells)
+    assert silent["status"] == "ok"
+    assert "max_model_len 1152" in silent["reason"]
+    said = one(cli, tmp_path, **cells, max_model_len="131072")
+    assert said["status"] == "rejected"
+
+
+def test_another_engine_is_answered_and_named(cli: Cli, tmp_path: Path) -> None:
+    row = one(cli, tmp_path, engine="SGLang")
+    assert (row["status"], row["reason"]) == ("ok", "sglang is predicted as if it were vLLM")

@@ -63,7 +63,7 @@ def test_every_row_has_a_status_and_keeps_its_cells(rows: list[dict[str, str]]) 
     numbered = [{"run_id": str(index), **row} for index, row in enumerate(rows)]
     for row, found in zip(numbered, predicted(numbered), strict=True):
         assert found["status"] in STATUSES
-        assert bool(found["reason"]) == (found["status"] != "ok")
+        assert found["reason"] or found["status"] == "ok"
         assert all(found[column] == cell for column, cell in row.items())
         for column in ("pred_ttft_ms_mean", "pred_tpot_ms_mean", "pred_weights_gib_per_gpu"):
             assert found[column] == "" or 0 <= float(found[column]) < float("inf")

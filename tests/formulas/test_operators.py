@@ -115,7 +115,6 @@ def test_gemm_grows_with_every_dimension(name: str, n: int, k: int, dtype: Weigh
     assert (times[1:] >= 0.9 * times[:-1]).all()
     assert (gemm_s(TOKENS, 2 * n, k, dtype, ops) >= 0.88 * times).all()
     assert (gemm_s(TOKENS, n, 2 * k, dtype, ops) >= 0.95 * times).all()
-    assert times[-1] > 100 * times[0] / 8
 
 
 @settings(max_examples=30, deadline=None)
@@ -126,12 +125,16 @@ def test_faster_datasheet_saves_time_but_never_more_than_its_factor(
     ops = ops_of(name)
     quick = transfer(ops, faster(ops.gpu, factor))
     experts = MoeShape(64, 64, 8, n, k, True, dtype, False)
-    for slow_s, fast_s in (
-        (gemm_s(TOKENS, n, k, dtype, ops), gemm_s(TOKENS, n, k, dtype, quick)),
-        (moe_s(TOKENS, experts, ops), moe_s(TOKENS, experts, quick)),
-        (all_reduce_s(TOKENS * n, 8, Interconnect.NVSWITCH, ops),)
-        + (all_reduce_s(TOKENS * n, 8, Interconnect.NVSWITCH, quick),),
-    ):
+    message_bytes = TOKENS * n
+    times = [
+        (
+            gemm_s(TOKENS, n, k, dtype, each),
+            moe_s(TOKENS, experts, each),
+            all_reduce_s(message_bytes, 8, Interconnect.NVSWITCH, each),
+        )
+        for each in (ops, quick)
+    ]
+    for slow_s, fast_s in zip(*times, strict=True):
         assert (fast_s <= slow_s * (1 + 1e-9)).all()
         assert (fast_s >= slow_s / factor * (1 - 1e-9)).all()
 

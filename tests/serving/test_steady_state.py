@@ -121,6 +121,14 @@ def test_a_prefix_in_the_cache_saves_its_prompt_work() -> None:
     assert warm.ttft.mean_s[0] < cold.ttft.mean_s[0]
 
 
+def test_bursts_make_prompts_queue() -> None:
+    """Gaps with a coefficient of variation of 3 come five at a time; each waits for four others' 500 tokens."""
+    running = np.array([5.0])
+    poisson, bursty = (open_loop(table(), load(arrival_cv=cv), running) for cv in (1.0, 3.0))
+    waited_s = bursty.ttft.mean_s[0] - poisson.ttft.mean_s[0]
+    assert waited_s == pytest.approx(4 * 500 * PER_TOKEN_S, rel=0.05)
+
+
 def test_two_stages_carry_twice_as_many_sequences_in_the_same_time() -> None:
     one = open_loop(table(), load(), np.array([16.0]))
     two = open_loop(table(pp=2), load(), np.array([32.0]))

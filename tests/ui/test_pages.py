@@ -69,6 +69,13 @@ def test_the_url_seeds_the_question(page: Page) -> None:
     assert set(app.dataframe[0].value["GPU"]) <= {"H100-SXM-80GB", "A100-SXM-80GB"}
 
 
+def test_only_what_differs_from_the_defaults_stays_in_the_url(page: Page) -> None:
+    usual = find_preset(inputs.DEFAULT_PRESET)
+    app = page(requests_per_s=f"{usual.requests_per_s}", input_tokens="2000", preset=usual.name, max_pp="4")
+    assert dict(app.query_params) == {"input_tokens": "2000"}
+    assert metrics(page(**app.query_params)) == metrics(app)
+
+
 def test_a_preset_in_the_url_brings_its_own_traffic(page: Page) -> None:
     app = page(preset="rag", requests_per_s="7")
     rag = find_preset("rag")

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+import numpy as np
+
 from planner.domain.dtypes import WeightDtype
 from planner.domain.hardware import Gpu
 from planner.formulas.arrays import FloatArray
@@ -68,11 +70,10 @@ def moe_work(m: FloatArray, experts: MoeShape, fit: MoeFit, gpu: Gpu) -> MoeWork
 def active_experts(rows_per_expert: FloatArray, local_experts: FloatArray | float, skew: float) -> FloatArray:
     """Experts that receive any token: E_local (1 - (1 + rows / s)^-s); s -> inf is uniform routing.
 
-    >>> float(active_experts(np.array([1e9]), 8, 2.0)[0])
-    8.0
+    >>> float(active_experts(np.array([0.5]), 128, 2.0)[0])
+    46.08
     """
-    result: FloatArray = local_experts * (1.0 - (1.0 + rows_per_expert / skew) ** -skew)
-    return result
+    return np.asarray(local_experts * (1.0 - (1.0 + rows_per_expert / skew) ** -skew))
 
 
 def moe_curve_s(work: MoeWork, curve: MoeCurve) -> FloatArray:

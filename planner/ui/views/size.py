@@ -46,6 +46,9 @@ def tiles(plan: Plan) -> None:
     """The figures a decision is made on."""
     slo, cost = answer.question.slo, plan.cost
     binding = tables.BOTTLENECK_TITLES[plan.binding_constraint]
+    per_input, per_output = (
+        number(value, 2) for value in (cost.usd_per_million_input_tokens, cost.usd_per_million_output_tokens)
+    )
     with st.container(horizontal=True, gap="small"):
         st.metric(
             "Cost a month",
@@ -86,7 +89,7 @@ def tiles(plan: Plan) -> None:
         st.metric(
             "$ per M tokens",
             f"≈ {usd(cost.usd_per_million_tokens)}",
-            delta=f"{number(cost.usd_per_million_input_tokens)} in, {number(cost.usd_per_million_output_tokens)} out",
+            delta=f"{per_input} in, {per_output} out",
             delta_color="off",
             delta_arrow="off",
             border=True,
