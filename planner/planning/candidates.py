@@ -1,6 +1,6 @@
 """Legal ways to buy and to lay out a replica, before anything is computed about them."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from planner.domain.deployment import Parallelism
@@ -11,7 +11,7 @@ from planner.formulas.step import Cluster
 from planner.serving.fleet import stages_per_instance
 
 TENSOR_PARALLEL = (1, 2, 4, 8, 16, 32, 64)
-PIPELINE_PARALLEL = (1, 2, 4, 8, 16)
+PIPELINE_PARALLEL = (2, 4, 8, 16)
 NETWORK_FLOOR_GBPS = 10.0
 """Assumed between instances where the catalog does not know."""
 BITS_PER_GBIT = 1e9
@@ -70,7 +70,7 @@ def tensor_degrees(instance: Instance, supply: Supply) -> tuple[int, ...]:
 
 
 def pipeline_degrees(supply: Supply) -> tuple[int, ...]:
-    """Pipeline degrees to try, shortest first; a longer one only serves to make a model fit."""
+    """Pipeline degrees above 1 to try, shortest first."""
     return tuple(pp for pp in PIPELINE_PARALLEL if pp <= supply.max_pp)
 
 
@@ -86,25 +86,9 @@ def cluster_of(instance: Instance, parallelism: Parallelism) -> Cluster:
     )
 
 
-def replicas_on(
-    instance: Instance, variants: int, supply: Supply, kv_dtypes: tuple[KvDtype, ...]
-) -> Iterator[tuple[Replica, bool]]:
-    """Every layout on an instance type, and whether its degree of tensor parallelism is the largest there.
-
-    Pipeline degrees follow each other for one tensor degree, shortest first.
-    """
-    degrees = tensor_degrees(instance, supply)
-    for variant in range(variants):
-        for kv_dtype in kv_dtypes:
-            for tp in degrees:
-                for pp in pipeline_degrees(supply):
-                    parallelism = Parallelism(tp=tp, pp=pp)
-                    yield (
-                        Replica(
-                            variant, instance.gpu, parallelism, kv_dtype, cluster_of(instance, parallelism)
-                        ),
-                        tp == degrees[-1],
-                    )
+def replica_on(instance: Instance, variant: int, kv_dtype: KvDtype, parallelism: Parallelism) -> Replica:
+    """A layout on the GPUs of one instance type."""
+    return Replica(variant, instance.gpu, parallelism, kv_dtype, cluster_of(instance, parallelism))
 
 
 def price_of(prices: Iterable[Price], purchase: Purchase) -> Price | None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from datetime import date
-from typing import NamedTuple
 
 from planner.domain.base import InputError
 from planner.domain.evidence import Basis
@@ -18,33 +17,17 @@ from planner.domain.plan import (
     Rejection,
 )
 from planner.formulas.cost import token_prices, usd_per_month
-from planner.planning.candidates import Replica, Site, price_of, replicas_on, sites
-from planner.planning.evaluate import (
-    Capability,
-    Choice,
-    Service,
-    capabilities,
-    choices,
-    default_max_model_len,
-    serve,
-)
+from planner.planning.candidates import Replica, Site, price_of, sites
+from planner.planning.evaluate import Service
 from planner.planning.facts import Facts
-from planner.planning.sizing import Placed, Refusal, Sizer
-from planner.serving.fleet import pack, replicas_for
+from planner.planning.screening import Answer, screen
+from planner.planning.sizing import Placed, Refusal
+from planner.serving.fleet import pack
 
 OLD_PRICE_DAYS = 120
 SCARCE_CACHE_RATIO = 0.1
 UNMEASURABLE = (Bottleneck.BACKEND, Bottleneck.EVIDENCE, Bottleneck.DTYPE)
 """Rejections that no amount of anything would mend."""
-
-
-class _Answer(NamedTuple):
-    """What one replica does in the fleet that the question needs."""
-
-    placed: Placed
-    capability: Capability
-    service: Service
-    replicas: int
 
 
 def recommend(question: Question, facts: Facts) -> Recommendation:
@@ -60,14 +43,15 @@ def recommend(question: Question, facts: Facts) -> Recommendation:
             "no offer in the catalog matches the supply: widen provider, region, gpu or purchase "
             "(see `catalog list instances`)"
         )
-    used, verdicts, tried = _verdicts(found, question, facts)
+    screening = screen([site.instance for site in found], question, facts)
     plans: list[Plan] = []
     rejections: list[Rejection] = []
     for site in found:
-        for replica in used[_shape(site)]:
-            verdict = verdicts[replica]
+        for replica in screening.layouts[site.instance]:
             for price in site.wanted:
-                outcome = _judge(site, price, replica, verdict, question=question, facts=facts)
+                outcome = _judge(
+                    site, price, replica, screening.verdicts[replica], question=question, facts=facts
+                )
                 if isinstance(outcome, Plan):
                     plans.append(outcome)
                 else:
@@ -76,118 +60,15 @@ def recommend(question: Question, facts: Facts) -> Recommendation:
         plans=_ranked(plans, question),
         rejections=tuple(rejections),
         offers_considered=sum(len(site.wanted) for site in found),
-        settings_tried=tried,
+        settings_tried=screening.settings_tried,
     )
-
-
-def _shape(site: Site) -> tuple[str, str]:
-    return site.instance.provider, site.instance.instance_type
-
-
-def _verdicts(
-    found: Iterable[Site], question: Question, facts: Facts
-) -> tuple[dict[tuple[str, str], list[Replica]], dict[Replica, _Answer | Refusal], int]:
-    """What every distinct replica can do, and which replicas each instance type can hold."""
-    sizer = Sizer(facts)
-    max_model_len = default_max_model_len(question)
-    verdicts: dict[Replica, _Answer | Refusal] = {}
-    placed: list[Placed] = []
-    keys: list[Replica] = []
-    options: list[Choice] = []
-    used: dict[tuple[str, str], list[Replica]] = {}
-    for site in found:
-        if _shape(site) in used:
-            continue
-        replicas = used.setdefault(_shape(site), [])
-        for replica, longest_tp in replicas_on(
-            site.instance, len(question.variants), question.supply, question.supply.kv_dtypes
-        ):
-            parallelism = replica.parallelism
-            if parallelism.pp > 1 and not (longest_tp and _lacks_memory(verdicts, replicas)):
-                continue
-            replicas.append(replica)
-            if replica in verdicts:
-                continue
-            where = sizer.place(
-                question.variants[replica.variant],
-                facts.gpus[replica.gpu],
-                parallelism,
-                kv_dtype=replica.kv_dtype,
-                cluster=replica.cluster,
-                engine_version=question.engine_version,
-            )
-            if isinstance(where, Placed):
-                where = _unproven(where, question.supply.weakest_basis) or where
-            flags = (
-                where
-                if isinstance(where, Refusal)
-                else choices(len(placed), where, question, sizer, max_model_len)
-            )
-            if isinstance(where, Refusal) or isinstance(flags, Refusal):
-                verdicts[replica] = where if isinstance(where, Refusal) else flags  # type: ignore[assignment]
-                continue
-            verdicts[replica] = Refusal(Bottleneck.THROUGHPUT, 0, 0, "", "")
-            placed.append(where)
-            keys.append(replica)
-            options.extend(flags)
-    if placed:
-        verdicts.update(_answers(placed, keys, options, question=question, sizer=sizer))
-    return used, verdicts, len(options)
-
-
-def _unproven(placed: Placed, weakest: Basis) -> Refusal | None:
-    """A refusal where the GPU's speed rests on less than the question accepts."""
-    order = list(Basis)
-    basis = placed.operators.basis
-    if order.index(basis) <= order.index(weakest):
-        return None
-    return Refusal(
-        Bottleneck.EVIDENCE,
-        1,
-        0,
-        "kernel tables",
-        f"the speed of {placed.gpu.name} is known from its {basis.value} alone; "
-        "include untrusted evidence to rank it too",
-    )
-
-
-def _lacks_memory(verdicts: dict[Replica, _Answer | Refusal], replicas: Sequence[Replica]) -> bool:
-    """Whether the layout tried just before did not fit: only then is a longer pipeline worth trying."""
-    last = verdicts[replicas[-1]] if replicas else None
-    return isinstance(last, Refusal) and last.bottleneck is Bottleneck.MEMORY
-
-
-def _answers(
-    placed: Sequence[Placed],
-    keys: Sequence[Replica],
-    options: Sequence[Choice],
-    *,
-    question: Question,
-    sizer: Sizer,
-) -> dict[Replica, _Answer | Refusal]:
-    """Capability of every replica that starts, and its service at the load of the fleet it needs."""
-    table, able = capabilities(placed, options, question, sizer)
-    reserve = question.reserve
-    peak = (question.workload.requests_per_s or 0.0) * reserve.peak_ratio
-    outcome: dict[Replica, _Answer | Refusal] = {}
-    loaded: list[tuple[int, Capability, int, float]] = []
-    for index, capability in able.items():
-        if isinstance(capability, Refusal):
-            outcome[keys[index]] = capability
-            continue
-        replicas = replicas_for(peak, capability.requests_per_s, reserve)
-        loaded.append((index, capability, replicas, peak / (replicas - reserve.spare_replicas)))
-    services = serve(table, [(capability, rate) for _, capability, _, rate in loaded], question.workload)
-    for (index, capability, replicas, _), service in zip(loaded, services, strict=True):
-        outcome[keys[index]] = _Answer(placed[index], capability, service, replicas)
-    return outcome
 
 
 def _judge(
     site: Site,
     price: Price,
     replica: Replica,
-    verdict: _Answer | Refusal,
+    verdict: Answer | Refusal,
     *,
     question: Question,
     facts: Facts,
@@ -272,7 +153,7 @@ def _basis_detail(placed: Placed) -> str:
     return f"kernel tables of {operators.donor}, scaled by datasheet to {placed.gpu.name}"
 
 
-def _warnings(site: Site, price: Price, answer: _Answer, *, today: str) -> Iterable[str]:
+def _warnings(site: Site, price: Price, answer: Answer, *, today: str) -> Iterable[str]:
     placed, budget = answer.placed, answer.capability.budget
     parallelism = placed.parallelism
     if parallelism.tp > 1 and site.instance.interconnect in (Interconnect.PCIE, Interconnect.NONE):

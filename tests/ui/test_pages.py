@@ -8,6 +8,7 @@ from streamlit.testing.v1 import AppTest
 
 from planner.catalog.load import find_preset, gpus, presets
 from planner.catalog.models import bundled_models
+from planner.domain.plan import Supply
 from planner.ui import inputs
 
 Page = Callable[..., AppTest]
@@ -71,7 +72,8 @@ def test_the_url_seeds_the_question(page: Page) -> None:
 
 def test_only_what_differs_from_the_defaults_stays_in_the_url(page: Page) -> None:
     usual = find_preset(inputs.DEFAULT_PRESET)
-    app = page(requests_per_s=f"{usual.requests_per_s}", input_tokens="2000", preset=usual.name, max_pp="4")
+    rate, depth = str(usual.requests_per_s), str(Supply().max_pp)
+    app = page(requests_per_s=rate, input_tokens="2000", preset=usual.name, max_pp=depth)
     assert dict(app.query_params) == {"input_tokens": "2000"}
     assert metrics(page(**app.query_params)) == metrics(app)
 

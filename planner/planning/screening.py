@@ -1,0 +1,161 @@
+"""What every distinct replica can do, sized once however many sites sell it."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from planner.domain.deployment import Parallelism
+from planner.domain.dtypes import KvDtype
+from planner.domain.evidence import Basis
+from planner.domain.hardware import Instance
+from planner.domain.plan import Bottleneck, Question
+from planner.planning.candidates import Replica, pipeline_degrees, replica_on, tensor_degrees
+from planner.planning.evaluate import (
+    Capability,
+    Choice,
+    Service,
+    capabilities,
+    choices,
+    default_max_model_len,
+    serve,
+)
+from planner.planning.facts import Facts
+from planner.planning.sizing import Placed, Refusal, Sizer
+from planner.serving.fleet import replicas_for
+
+
+class Answer(NamedTuple):
+    """What one replica does in the fleet that the question needs."""
+
+    placed: Placed
+    capability: Capability
+    service: Service
+    replicas: int
+
+
+class Screening(NamedTuple):
+    """Layouts by instance type, and what each comes to."""
+
+    layouts: Mapping[Instance, Sequence[Replica]]
+    verdicts: Mapping[Replica, Answer | Refusal]
+    settings_tried: int
+
+
+class _Bench:
+    """Layouts tried so far: those that start, with the flags they start under, and why others do not."""
+
+    def __init__(self, question: Question, facts: Facts) -> None:
+        self._question, self._facts = question, facts
+        self.sizer = Sizer(facts)
+        self._max_model_len = default_max_model_len(question)
+        self.refusals: dict[Replica, Refusal] = {}
+        self.placed: dict[Replica, Placed] = {}
+        self.options: list[Choice] = []
+
+    def attempt(self, replica: Replica) -> None:
+        """Tries a layout once."""
+        if replica in self.placed or replica in self.refusals:
+            return
+        where = self._place(replica)
+        if isinstance(where, Refusal):
+            self.refusals[replica] = where
+            return
+        flags = choices(len(self.placed), where, self._question, self.sizer, self._max_model_len)
+        if isinstance(flags, Refusal):
+            self.refusals[replica] = flags
+            return
+        self.placed[replica] = where
+        self.options.extend(flags)
+
+    def _place(self, replica: Replica) -> Placed | Refusal:
+        question = self._question
+        where = self.sizer.place(
+            question.variants[replica.variant],
+            self._facts.gpus[replica.gpu],
+            replica.parallelism,
+            kv_dtype=replica.kv_dtype,
+            cluster=replica.cluster,
+            engine_version=question.engine_version,
+        )
+        if isinstance(where, Refusal):
+            return where
+        return _unproven(where, question.supply.weakest_basis) or where
+
+    def lacks_memory(self, replica: Replica) -> bool:
+        """Whether a layout that was tried did not fit."""
+        refusal = self.refusals.get(replica)
+        return refusal is not None and refusal.bottleneck is Bottleneck.MEMORY
+
+    def fitting(self) -> set[tuple[str, int, KvDtype]]:
+        """GPUs on which some layout of a variant starts."""
+        return {(replica.gpu, replica.variant, replica.kv_dtype) for replica in self.placed}
+
+
+def screen(instances: Iterable[Instance], question: Question, facts: Facts) -> Screening:
+    """Every legal layout on these instance types and what it can carry.
+
+    Pipeline stages are tried on the largest tensor-parallel group of an instance that lacks memory, and only where
+    no instance with these GPUs holds the model: a replica that spans instances fails with any of them.
+    """
+    bench = _Bench(question, facts)
+    supply = question.supply
+    formats = [(variant, kv) for variant in range(len(question.variants)) for kv in supply.kv_dtypes]
+    layouts: dict[Instance, list[Replica]] = {}
+    for instance in instances:
+        if instance not in layouts:
+            layouts[instance] = [
+                replica_on(instance, variant, kv, Parallelism(tp=tp))
+                for variant, kv in formats
+                for tp in tensor_degrees(instance, supply)
+            ]
+    for replica in (replica for replicas in layouts.values() for replica in replicas):
+        bench.attempt(replica)
+    shorter = 1
+    for pp in pipeline_degrees(supply):
+        fitting = bench.fitting()
+        for instance, replicas in layouts.items():
+            tp = tensor_degrees(instance, supply)[-1]
+            for variant, kv in formats:
+                before = replica_on(instance, variant, kv, Parallelism(tp=tp, pp=shorter))
+                if bench.lacks_memory(before) and (instance.gpu, variant, kv) not in fitting:
+                    longer = replica_on(instance, variant, kv, Parallelism(tp=tp, pp=pp))
+                    bench.attempt(longer)
+                    replicas.append(longer)
+        shorter = pp
+    answers = _answers(bench, question) if bench.placed else {}
+    return Screening(layouts, {**bench.refusals, **answers}, len(bench.options))
+
+
+def _unproven(placed: Placed, weakest: Basis) -> Refusal | None:
+    """A refusal where the GPU's speed rests on less than the question accepts."""
+    order = list(Basis)
+    basis = placed.operators.basis
+    if order.index(basis) <= order.index(weakest):
+        return None
+    return Refusal(
+        Bottleneck.EVIDENCE,
+        1,
+        0,
+        "kernel tables",
+        f"the speed of {placed.gpu.name} is known from its {basis.value} alone; "
+        "include untrusted evidence to rank it too",
+    )
+
+
+def _answers(bench: _Bench, question: Question) -> dict[Replica, Answer | Refusal]:
+    """Capability of every replica that starts, and its service at the load of the fleet it needs."""
+    keys, placed = list(bench.placed), list(bench.placed.values())
+    table, able = capabilities(placed, bench.options, question, bench.sizer)
+    reserve = question.reserve
+    peak = (question.workload.requests_per_s or 0.0) * reserve.peak_ratio
+    outcome: dict[Replica, Answer | Refusal] = {}
+    loaded: list[tuple[int, Capability, int, float]] = []
+    for index, capability in able.items():
+        if isinstance(capability, Refusal):
+            outcome[keys[index]] = capability
+            continue
+        replicas = replicas_for(peak, capability.requests_per_s, reserve)
+        loaded.append((index, capability, replicas, peak / (replicas - reserve.spare_replicas)))
+    services = serve(table, [(capability, rate) for _, capability, _, rate in loaded], question.workload)
+    for (index, capability, replicas, _), service in zip(loaded, services, strict=True):
+        outcome[keys[index]] = Answer(placed[index], capability, service, replicas)
+    return outcome
