@@ -34,7 +34,9 @@ class Estimate(Frozen):
     @model_validator(mode="after")
     def _ordered(self) -> "Estimate":
         if not self.low <= self.value <= self.high:
-            raise ValueError(f"an estimate needs low <= value <= high, got {self.low} {self.value} {self.high}")
+            raise ValueError(
+                f"an estimate needs low <= value <= high, got {self.low} {self.value} {self.high}"
+            )
         return self
 
 

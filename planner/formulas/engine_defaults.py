@@ -67,6 +67,9 @@ class EngineRules(NamedTuple):
     """A `max_num_batched_tokens` within the ceiling is captured itself, off the grid."""
     captures_max_num_seqs: bool
     """So is `max_num_seqs`."""
+    marlin_mxfp4_on_hopper: bool
+    """mxfp4 experts run through Marlin on Hopper, later through OpenAI's Triton kernels. The published training runs
+    (0.11 to 0.18) say Marlin, the kernel tables (0.24) are of Triton; that 0.19 changed it is assumed."""
     coarse_capture_grid: bool
     """Above 256 every 16th size is captured; before, every 8th."""
 
@@ -144,6 +147,7 @@ def engine_rules(engine_version: str = "") -> EngineRules:
         very_large_gpu_row=since(28),
         captures_batched_tokens=since(21),
         captures_max_num_seqs=since(31),
+        marlin_mxfp4_on_hopper=not since(19),
         coarse_capture_grid=since(12),
     )
 

@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from planner.domain.deployment import Parallelism
-from planner.domain.dtypes import KV_BYTES, KvDtype
+from planner.domain.dtypes import KV_BYTES, KvDtype, WeightDtype
 from planner.domain.hardware import Interconnect
 from planner.domain.model import (
     Attention,
@@ -27,6 +27,7 @@ from planner.domain.model import (
     MoeFfn,
 )
 from planner.formulas.arrays import FloatArray, IntArray
+from planner.formulas.engine_defaults import EngineRules, engine_rules
 from planner.formulas.gemms import head_gemm, layer_gemms
 from planner.formulas.kv_cache import resolve_kv_dtype
 from planner.formulas.operators import (
@@ -61,6 +62,7 @@ SCOPES = 3
 """Attention scopes told apart in one model: unlimited and up to two windows."""
 UNLIMITED_TOKENS = 1e12
 ACTIVATION_BYTES = 2
+HOPPER = "9."
 MIXER_KERNELS = 4
 """Two norms with their residual sums, rotary positions, cache write."""
 
@@ -92,6 +94,8 @@ class StepModel(NamedTuple):
     context_per_token_s: float
     context_per_pair_s: FloatArray
     """Per query-key pair in scope [SCOPES]."""
+    context_per_past_s: FloatArray
+    """Per earlier token in scope that a chunk of a prompt reads again [SCOPES]."""
     pp: int
 
 
@@ -107,6 +111,7 @@ class StepTable(NamedTuple):
     context_constant_s: FloatArray
     context_per_token_s: FloatArray
     context_per_pair_s: FloatArray
+    context_per_past_s: FloatArray
     pp: FloatArray
 
 
@@ -127,20 +132,32 @@ def stack(models: Iterable[StepModel]) -> StepTable:
 
 
 def compile_step(
-    model: Model, parallelism: Parallelism, kv_dtype: KvDtype, ops: GpuOperators, cluster: Cluster
+    model: Model,
+    parallelism: Parallelism,
+    kv_dtype: KvDtype,
+    ops: GpuOperators,
+    cluster: Cluster,
+    *,
+    engine_version: str = "",
 ) -> StepModel:
-    """The iteration time of a model on one replica's GPUs; pipeline stages are summed."""
+    """The iteration time of a model on one replica's GPUs; pipeline stages are summed.
+
+    Raises `InputError` where `engine_version` is not a vLLM version.
+    """
     tokens = GRID_TOKENS
     body_s = np.zeros_like(tokens)
-    kv_bytes = KV_BYTES[resolve_kv_dtype(model, kv_dtype)]
-    scopes: dict[float, list[float]] = {UNLIMITED_TOKENS: [0.0, 0.0]}
+    kv_bytes = KV_BYTES[resolve_kv_dtype(model, kv_dtype, engine_version)]
+    kernels = engine_rules(engine_version)
+    scopes: dict[float, list[float]] = {UNLIMITED_TOKENS: [0.0, 0.0, 0.0]}
     decode_constant_s = decode_per_sequence_s = context_constant_s = context_per_token_s = 0.0
     message_s = all_reduce_s(
         tokens * (model.hidden * ACTIVATION_BYTES), parallelism.tp, cluster.interconnect, ops
     )
     for index, kind in enumerate(model.layer_kinds):
         count = model.layer_pattern.count(index)
-        body_s += count * _layer_body_s(model, index, parallelism, ops, message_s)
+        body_s += count * (
+            _layer_body_s(model, index, parallelism, ops, kernels) + _reductions(kind) * message_s
+        )
         if kind.attention is None:
             continue
         decode, context, scope = _attention(kind.attention, parallelism, kv_bytes, ops)
@@ -148,12 +165,13 @@ def compile_step(
         decode_per_sequence_s += count * decode.per_sequence_s
         context_constant_s += count * context.constant_s
         context_per_token_s += count * context.per_query_token_s
-        sums = scopes.setdefault(_free_scope(scopes, scope), [0.0, 0.0])
+        sums = scopes.setdefault(_free_scope(scopes, scope), [0.0, 0.0, 0.0])
         sums[0] += count * decode.per_context_token_s
         sums[1] += count * context.per_pair_s
+        sums[2] += count * context.per_past_token_s
     body_s += _hops_s(model, parallelism, ops, cluster)
     head = head_gemm(model, parallelism)
-    padded = list(scopes.items()) + [(UNLIMITED_TOKENS, [0.0, 0.0])] * (SCOPES - len(scopes))
+    padded = list(scopes.items()) + [(UNLIMITED_TOKENS, [0.0, 0.0, 0.0])] * (SCOPES - len(scopes))
     return StepModel(
         body_s=body_s,
         head_s=gemm_s(tokens, head.n, head.k, head.dtype, ops),
@@ -164,6 +182,7 @@ def compile_step(
         context_constant_s=context_constant_s,
         context_per_token_s=context_per_token_s,
         context_per_pair_s=np.array([sums[1] for _, sums in padded]),
+        context_per_past_s=np.array([sums[2] for _, sums in padded]),
         pp=parallelism.pp,
     )
 
@@ -176,9 +195,9 @@ def _free_scope(scopes: dict[float, list[float]], scope: float) -> float:
 
 
 def _layer_body_s(
-    model: Model, kind_index: int, parallelism: Parallelism, ops: GpuOperators, message_s: FloatArray
+    model: Model, kind_index: int, parallelism: Parallelism, ops: GpuOperators, kernels: EngineRules
 ) -> FloatArray:
-    """One layer without attention at GRID_TOKENS tokens [G]."""
+    """One layer without attention and communication at GRID_TOKENS tokens [G]."""
     tokens = GRID_TOKENS
     kind = model.layer_kinds[kind_index]
     work = layer_gemms(model, kind_index, parallelism)
@@ -194,13 +213,24 @@ def _layer_body_s(
             inputs=e.inputs,
             intermediate=e.intermediate,
             gated=e.gated,
-            dtype=e.dtype,
+            dtype=_expert_kernel(e.dtype, ops, kernels),
             ep=e.ep,
         )
         total_s = total_s + moe_s(tokens, shape, ops)
-    reductions = (kind.attention is not None) + (kind.ffn is not None)
-    total_s = total_s + reductions * message_s
     return total_s + elementwise_s(tokens, *_elementwise(kind, model.hidden, parallelism.tp), ops)
+
+
+def _reductions(kind: Layer) -> int:
+    """All-reduces of one layer: one after the mixer, one after the feed-forward block."""
+    return (kind.attention is not None) + (kind.ffn is not None)
+
+
+def _expert_kernel(dtype: WeightDtype, ops: GpuOperators, kernels: EngineRules) -> WeightDtype:
+    """The format whose kernel times stand for these experts; Marlin's 4-bit kernels take equally long."""
+    on_hopper = ops.gpu.compute_capability.startswith(HOPPER)
+    if dtype is WeightDtype.MXFP4 and on_hopper and kernels.marlin_mxfp4_on_hopper:
+        return WeightDtype.INT4
+    return dtype
 
 
 def _elementwise(kind: Layer, hidden: int, tp: int) -> tuple[float, int]:
@@ -245,6 +275,7 @@ def _attention(
         head_dim=attention.head_dim,
         v_head_dim=attention.v_head_dim,
         kv_bytes=kv_bytes,
+        window_tokens=attention.window_tokens,
     )
     # A query in a chunk sees half of it on average, as in a window of half the size.
     chunk = attention.chunk_tokens / 2.0 if attention.chunk_tokens else None
@@ -329,20 +360,25 @@ def mixed_step_s(
 ) -> FloatArray:
     """Time of an iteration with `sequences` decoding and `prompt_tokens` of prompts [s, any shape].
 
-    A prompt token attends to the cached prefix and, on average, to half of its prompt.
+    A prompt token attends to the cached prefix and, on average, to half of its prompt; every chunk reads again what
+    came before it.
     """
     layout = load.layout
-    prompts = prompt_tokens / load.input_tokens
-    pairs_s = table.context_per_token_s[layout]
+    chunk = np.minimum(prompt_tokens, load.input_tokens)
+    chunks = prompt_tokens / np.maximum(chunk, 1e-12)
+    past = load.cached_tokens + (load.input_tokens - chunk) / 2.0
+    pairs_s, past_s = table.context_per_token_s[layout], np.zeros_like(past)
     for scope in range(SCOPES):
-        seen = _mean_seen_tokens(load, table.scope_tokens[layout, scope])
-        pairs_s = pairs_s + seen * table.context_per_pair_s[layout, scope]
+        scope_tokens = table.scope_tokens[layout, scope]
+        pairs_s = pairs_s + _mean_seen_tokens(load, scope_tokens) * table.context_per_pair_s[layout, scope]
+        past_s = past_s + np.minimum(past, scope_tokens) * table.context_per_past_s[layout, scope]
     return np.asarray(
         _on_grid(table.body_s, layout, sequences + prompt_tokens)
-        + _on_grid(table.head_s, layout, sequences + prompts)
+        + _on_grid(table.head_s, layout, sequences + prompt_tokens / load.input_tokens)
         + _decode_attention_s(table, layout, sequences, context_tokens)
         + table.context_constant_s[layout]
-        + prompt_tokens * pairs_s,
+        + prompt_tokens * pairs_s
+        + chunks * past_s,
         dtype=np.float64,
     )
 

@@ -79,7 +79,7 @@ def predict(cases: Sequence[Case], facts: Facts) -> list[Prediction]:
     """Predictions in the order of the cases; each distinct layout is compiled once."""
     sizer = Sizer(facts)
     predictions: list[Prediction] = []
-    steps: dict[tuple[int, str, Parallelism, KvDtype], int] = {}
+    steps: dict[tuple[int, str, Parallelism, KvDtype, str], int] = {}
     models: list[StepModel] = []
     timed: list[tuple[int, int, Case, Placed, MemoryBudget]] = []
     for index, case in enumerate(cases):
@@ -105,7 +105,13 @@ def predict(cases: Sequence[Case], facts: Facts) -> list[Prediction]:
         predictions.append(Prediction(budget, basis=placed.operators.basis))
         if case.workload is None:
             continue
-        key = (id(case.model), case.gpu.name, case.parallelism, case.kv_dtype)
+        key = (
+            id(case.model),
+            case.gpu.name,
+            case.parallelism,
+            case.kv_dtype,
+            case.engine.engine_version,
+        )
         if key not in steps:
             steps[key] = len(models)
             models.append(sizer.step(placed))

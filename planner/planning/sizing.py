@@ -41,6 +41,7 @@ class Placed(NamedTuple):
     weights_bytes: int
     kv: KvLayout
     card: Card
+    engine_version: str
 
     @property
     def weight_dtype(self) -> WeightDtype:
@@ -102,6 +103,7 @@ class Sizer:
             weights_bytes=sharded.weights_bytes,
             kv=self._kv[key],
             card=Card(gpu, parallelism, sharded.activations),
+            engine_version=engine_version,
         )
 
     def _shard(self, model: Model, parallelism: Parallelism) -> _Sharded | str:
@@ -122,7 +124,12 @@ class Sizer:
     def step(self, placed: Placed) -> StepModel:
         """The replica's iteration time."""
         return compile_step(
-            placed.model, placed.parallelism, placed.kv_dtype, placed.operators, placed.cluster
+            placed.model,
+            placed.parallelism,
+            placed.kv_dtype,
+            placed.operators,
+            placed.cluster,
+            engine_version=placed.engine_version,
         )
 
 

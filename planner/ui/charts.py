@@ -24,6 +24,7 @@ MEMORY_PARTS = (
     ("Outside the engine", "outside_bytes", "#c9d1d6"),
 )
 INK, FAINT, PROMISE = "#1d2733", "#8a97a0", "rgba(15, 107, 98, 0.08)"
+LEGEND_LINE_PX = 26
 WIDE_RATIO = 8.0
 """Costs that span more than this are drawn on a logarithmic axis."""
 
@@ -188,12 +189,13 @@ def purchase_bars(costs: Mapping[str, Mapping[Purchase, float]]) -> go.Figure:
             marker_color=PALETTE[index % len(PALETTE)],
             hovertemplate=f"{name}<br>%{{y}}: %{{text}} a month<extra></extra>",
         )
+    legend_px = LEGEND_LINE_PX * len(costs) if len(costs) > 1 else 0
     figure.update_layout(
         barmode="group",
-        height=60 + len(sold) * (20 + 22 * len(costs)) + (26 * len(costs) if len(costs) > 1 else 0),
-        margin={"l": 0, "r": 8, "t": 8, "b": 0},
+        height=60 + len(sold) * (20 + 22 * len(costs)) + legend_px,
+        margin={"l": 0, "r": 8, "t": 8 + legend_px, "b": 0},
         showlegend=len(costs) > 1,
-        legend={"orientation": "h", "y": -0.14, "x": 0, "yanchor": "top"},
+        legend={"orientation": "h", "y": 1.0, "x": 0, "yanchor": "bottom"},
     )
     figure.update_xaxes(tickprefix="$", tickformat="~s", rangemode="tozero")
     figure.update_yaxes(autorange="reversed", automargin=True)

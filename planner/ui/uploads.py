@@ -7,6 +7,14 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+PRICE_TEMPLATE = """\
+provider,instance_type,region,purchase,usd_per_hour,discount_ratio,gpu,gpu_count,interconnect,as_of,notes
+aws,p5.48xlarge,us-east-1,reserved_1y,38.50,,,,,2026-11-01,our contract
+gcp,*,*,on_demand,,0.15,,,,2026-11-01,15 % off everything on demand
+our-datacentre,h100-box,fra1,on_demand,9.20,,H100-SXM-80GB,8,nvswitch,2026-11-01,own hardware by the hour
+"""
+"""A contract price, a discount on everything of one kind, and hardware the catalog does not have."""
+
 
 @cache
 def _folder() -> Path:

@@ -9,14 +9,7 @@ from planner.domain.base import InputError
 from planner.domain.hardware import Purchase
 from planner.ui import answers, tables
 from planner.ui.format import count
-from planner.ui.uploads import without_folder
-
-PRICE_TEMPLATE = """\
-provider,instance_type,region,purchase,usd_per_hour,discount_ratio,gpu,gpu_count,interconnect,as_of,notes
-aws,p5.48xlarge,us-east-1,reserved_1y,38.50,,,,,2026-11-01,our contract
-gcp,*,*,on_demand,,0.15,,,,2026-11-01,15 % off everything on demand
-our-datacentre,h100-box,fra1,on_demand,9.20,,H100-SXM-80GB,8,nvswitch,2026-11-01,own hardware by the hour
-"""
+from planner.ui.uploads import PRICE_TEMPLATE, without_folder
 
 
 @st.cache_data(ttl="1h", show_spinner=False)
