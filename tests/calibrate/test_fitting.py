@@ -1,11 +1,8 @@
 """The search finds what made the numbers, holds out what it says, and tells the error that is there."""
 
-import doctest
-
 import numpy as np
 import pytest
 
-from planner.calibrate import fitting
 from planner.calibrate.fitting import (
     Bound,
     HeldOut,
@@ -17,10 +14,6 @@ from planner.calibrate.fitting import (
     robust_fit,
 )
 from tests.calibrate.made_tables import noisy
-
-
-def test_doctests() -> None:
-    assert doctest.testmod(fitting).failed == 0
 
 
 def test_known_linear_coefficients_are_found_despite_outliers() -> None:

@@ -1,14 +1,11 @@
 """Server defaults and capture sizes by GPU and version, as read in vLLM's source of each release."""
 
-import doctest
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from planner.catalog.load import find_gpu
 from planner.domain.base import InputError
-from planner.formulas import engine_defaults
 from planner.formulas.engine_defaults import (
     CaptureLimit,
     EngineVersion,
@@ -148,7 +145,3 @@ class TestCaptureSizes:
         assert list(sizes) == sorted(set(sizes))
         assert sizes[0] == 1
         assert sizes[-1] <= min(tokens, 512, 2 * seqs)
-
-
-def test_docstring_examples_hold() -> None:
-    assert doctest.testmod(engine_defaults).failed == 0

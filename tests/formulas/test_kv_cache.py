@@ -1,7 +1,6 @@
 """KV cache: hand computations, vLLM's own grouping replayed, properties."""
 
 import csv
-import doctest
 import json
 from math import ceil
 from pathlib import Path
@@ -16,7 +15,6 @@ from planner.domain.base import InputError
 from planner.domain.deployment import Parallelism
 from planner.domain.dtypes import KvDtype, WeightDtype
 from planner.domain.model import DenseFfn, Layer, LinearAttention, MambaMixer, Model, SoftmaxAttention
-from planner.formulas import kv_cache, kv_groups, kv_layers
 from planner.formulas.kv_cache import kv_bytes_per_token, kv_layout, kv_parts, resolve_kv_dtype
 from planner.formulas.kv_layers import CacheKind, linear_state_bytes, mamba_state_bytes
 
@@ -283,7 +281,3 @@ def test_stages_hold_all_layers_and_no_stage_more_than_its_block(name: str, pp: 
     assert sum(part.layers for stage in stages for part in stage) == sum(part.layers for part in whole)
     assert sum(p.bytes_per_token for s in stages for p in s) == sum(p.bytes_per_token for p in whole)
     assert kv_layout(model, parallelism).block_bytes <= kv_layout(model, Parallelism(tp=tp)).block_bytes
-
-
-def test_docstring_examples_hold() -> None:
-    assert all(doctest.testmod(module).failed == 0 for module in (kv_layers, kv_groups, kv_cache))
