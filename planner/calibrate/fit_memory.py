@@ -1,12 +1,8 @@
-"""Fits the memory coefficients on vLLM start-up logs, and says how well they predict a model left out.
-
-`python -m planner.calibrate.fit_memory LOGS.csv calibration/memory.json` writes the shipped file.
-"""
+"""Fits the memory coefficients on vLLM start-up logs, and says how well they predict a model left out."""
 
 import csv
 import math
 import re
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import median
@@ -16,6 +12,7 @@ import numpy as np
 
 from planner.catalog.load import find_gpu
 from planner.catalog.models import load_model
+from planner.domain.base import InputError
 from planner.domain.deployment import EngineSettings, Parallelism
 from planner.domain.dtypes import KvDtype
 from planner.domain.evidence import Estimate
@@ -90,9 +87,24 @@ def read_startup_logs(path: Path) -> list[StartupLog]:
 
     Rows whose noted flags contradict their `gpu_memory_utilization` are left out: which of the two was run
     is not known.
+
+    Raises:
+        InputError: the file cannot be read, or a row is no start-up log; file and line are named.
     """
-    with path.open(newline="", encoding="utf-8") as stream:
-        return [_startup_log(row) for row in csv.DictReader(stream) if not _contradicts_itself(row)]
+    logs = []
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            for line, row in enumerate(csv.DictReader(stream), start=2):
+                try:
+                    if not _contradicts_itself(row):
+                        logs.append(_startup_log(row))
+                except KeyError as error:
+                    raise InputError(f"{path}: column {error} is missing") from None
+                except (TypeError, ValueError) as error:
+                    raise InputError(f"{path}:{line}: {error}") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+    return logs
 
 
 def fit_memory(logs: Sequence[StartupLog], provenance: str) -> MemoryCoefficients:
@@ -210,22 +222,17 @@ def _with_memory(gpu: Gpu, memory_gib: float) -> Gpu:
     return gpu.model_copy(update={"memory_bytes": gib_to_bytes(memory_gib)})
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Fits on the table, writes the coefficients and prints their errors with each model left out."""
-    table, target = map(Path, arguments)
+def fit_and_test(table: Path) -> tuple[MemoryCoefficients, MemoryErrors]:
+    """Coefficients of a table of start-up logs, with the errors they leave on models left out of the fit.
+
+    Raises:
+        InputError: the table cannot be read as start-up logs of two models or more.
+    """
     logs = read_startup_logs(table)
-    models = ", ".join(sorted({log.model.name for log in logs}))
+    models = sorted({log.model.name for log in logs})
+    if len(models) < 2:
+        raise InputError(f"{table}: start-up logs of two models or more are needed, got {len(models)}")
     errors = leave_one_model_out(logs)
-    fitted = fit_memory(logs, f"{len(logs)} vLLM start-up logs ({models})").model_copy(
-        update={"overhead_relative_error": round(float(np.quantile(np.abs(errors.overhead), COVERAGE)), 3)}
-    )
-    written = target.with_suffix(".partial")
-    written.write_text(fitted.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    written.replace(target)
-    for name, values in errors._asdict().items():
-        size = np.abs(values)
-        print(f"{name}: median {np.median(size):.2%}, 90 % within {np.quantile(size, COVERAGE):.2%}")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+    fitted = fit_memory(logs, f"{len(logs)} vLLM start-up logs ({', '.join(models)})")
+    within = round(float(np.quantile(np.abs(errors.overhead), COVERAGE)), 3)
+    return fitted.model_copy(update={"overhead_relative_error": within}), errors

@@ -16,7 +16,7 @@ def read_memory_coefficients(calibration_dir: Path | None = None) -> MemoryCoeff
     """The coefficients in `calibration_dir`, else in the user's folder, else the shipped ones.
 
     Raises:
-        InputError: the file cannot be read, or is not what `planner.calibrate.fit_memory` writes.
+        InputError: the file cannot be read, or is not what `fit memory` writes.
     """
     wanted = [calibration_dir] if calibration_dir is not None else []
     candidates = [

@@ -7,6 +7,7 @@ import typer
 
 from planner.assemble import facts_for
 from planner.calibrate.store import ACCURACY_FILE, write_coefficients
+from planner.catalog.memory_coefficients import FILE_NAME as MEMORY_FILE
 from planner.catalog.paths import default_calibration_dir
 from planner.cli.error_bands import fit_error_bands
 from planner.cli.options import AsJson, CsvFile
@@ -90,6 +91,40 @@ def errors(
             "Median error, and where 90 % of measured / predicted lie", headers, _band_rows(accuracy.bands)
         )
     note(f"wrote {folder / ACCURACY_FILE}")
+
+
+@app.command("memory")
+def memory(
+    logs: Annotated[Path, typer.Argument(metavar="LOGS.csv", help="A runs table of vLLM start-up logs.")],
+    calibration_dir: OutputDir = None,
+    csv: CsvFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fit what vLLM holds besides weights and KV cache."""
+    import numpy as np
+
+    from planner.calibrate.fit_memory import COVERAGE, fit_and_test
+
+    folder = _writable_folder(calibration_dir)
+    check_outputs(csv)
+    fitted, errors = fit_and_test(logs)
+    path = folder / MEMORY_FILE
+    write_text(path, fitted.model_dump_json(indent=2) + "\n")
+    columns = ("measure", "runs", "median_ratio", "within_ratio")
+    rows = [
+        (name, len(values), float(np.median(np.abs(values))), float(np.quantile(np.abs(values), COVERAGE)))
+        for name, values in errors._asdict().items()
+    ]
+    if csv is not None:
+        write_csv(csv, columns, rows)
+        note(f"wrote {csv}")
+    if as_json:
+        show_json(records(columns, rows))
+    else:
+        shown = [[name, str(runs), percent(middle), percent(within)] for name, runs, middle, within in rows]
+        headers = ["measure", "runs", "median", "90 % within"]
+        show_table("|predicted / measured - 1| with each model left out of the fit", headers, shown)
+    note(f"wrote {path}")
 
 
 def _median_and_p90(median_ratio: float | None, p90_ratio: float | None) -> str:

@@ -24,7 +24,7 @@ from planner.planning.screening import Answer, screen
 from planner.planning.sizing import Placed, Refusal
 from planner.serving.fleet import pack
 
-OLD_PRICE_DAYS = 120
+OLD_PRICE_DAYS = 90
 SCARCE_CACHE_RATIO = 0.1
 UNMEASURABLE = (Bottleneck.BACKEND, Bottleneck.EVIDENCE, Bottleneck.DTYPE)
 """Rejections that no amount of anything would mend."""

@@ -8,14 +8,16 @@ import pytest
 from planner.calibrate.fit_memory import (
     NOTHING_FITTED,
     StartupLog,
+    fit_and_test,
     fit_memory,
     leave_one_model_out,
-    main,
     read_startup_logs,
 )
 from planner.catalog.load import find_gpu
 from planner.catalog.memory_coefficients import read_memory_coefficients
 from planner.catalog.models import load_model
+from planner.cli import main
+from planner.domain.base import InputError
 from planner.domain.deployment import EngineSettings, Parallelism
 from planner.domain.evidence import Estimate
 from planner.formulas.activations import activation_shape
@@ -154,14 +156,28 @@ def test_the_command_writes_what_the_reader_reads(tmp_path: Path, capsys: pytest
             "kv_cache_gib_per_gpu": "67.03",
         },
     )
-    target = tmp_path / "memory.json"
-    main([str(write(tmp_path / "logs.csv", *others)), str(target)])
+    table = write(tmp_path / "logs.csv", *others)
+    assert main(["fit", "memory", str(table), "--calibration-dir", str(tmp_path)]) == 0
     coefficients = read_memory_coefficients(tmp_path)
     assert coefficients.non_torch_bytes.n == 1
     assert coefficients.overhead_relative_error > 0
-    assert not target.with_suffix(".partial").exists()
-    assert "kv_tokens: median" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["logs.csv", "memory.json"]
+    assert "kv_tokens" in capsys.readouterr().out
 
 
 def test_nothing_fitted_says_nothing() -> None:
     assert NOTHING_FITTED.non_torch_bytes.n == NOTHING_FITTED.collective_bytes.n == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        ({"tp": "two"}, ":2:"),
+        ({"kv_cache_gib_per_gpu": ""}, ":2:"),
+        ({"gpu": "H999"}, "H999"),
+        ({}, "two models"),
+    ],
+)
+def test_a_table_that_is_no_log_says_where(tmp_path: Path, change: dict[str, str], wanted: str) -> None:
+    with pytest.raises(InputError, match=wanted):
+        fit_and_test(write(tmp_path / "logs.csv", change))

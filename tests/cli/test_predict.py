@@ -290,7 +290,12 @@ def test_bad_input_is_one_line_and_exit_2(cli: Cli, arguments: tuple[str, ...], 
 
 def test_a_length_nobody_recorded_is_as_long_as_the_load_needs(cli: Cli, tmp_path: Path) -> None:
     """131,072 tokens of Llama-3.1-70B take 40 GiB of cache, which a card of 82 GiB with fp8 weights has not."""
-    cells = {"model": "meta-llama/Llama-3.1-70B", "weight_dtype": "fp8", "gpu": "H200", "gpu_memory_gib": "82"}
+    cells = {
+        "model": "meta-llama/Llama-3.1-70B",
+        "weight_dtype": "fp8",
+        "gpu": "H200",
+        "gpu_memory_gib": "82",
+    }
     silent = one(cli, tmp_path, **cells)
     assert silent["status"] == "ok"
     assert "max_model_len 1152" in silent["reason"]
