@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from planner.assemble import Ask, facts_for, question_from
+from planner.planning.evaluate import RUNNING_POINTS
 from planner.planning.recommend import recommend
 
 REPEATS = 5
@@ -69,11 +70,11 @@ def predict_rows_per_s(folder: Path) -> float:
 
 
 def screened_per_s() -> tuple[float, float]:
-    """Seconds of one recommendation, and sets of flags with their 26 loads screened a second."""
+    """Seconds of one recommendation, and points (layout, flags, load) it screens a second."""
     ask = Ask(model=PLAN[2], weight_dtype=("fp8",), preset="chat")
     question, facts = question_from(ask), facts_for()
     seconds = median_s(lambda: recommend(question, facts))
-    return seconds, recommend(question, facts).settings_tried / seconds
+    return seconds, recommend(question, facts).settings_tried * RUNNING_POINTS / seconds
 
 
 def main() -> None:
@@ -82,7 +83,7 @@ def main() -> None:
     bare = median_s(lambda: subprocess.run([sys.executable, "-c", "pass"], check=True))
     plan = median_s(planner_process(*PLAN))
     plan_mb = peak_child_mb()
-    recommend_s, settings_per_s = screened_per_s()
+    recommend_s, points_per_s = screened_per_s()
     with tempfile.TemporaryDirectory() as folder:
         rows_per_s = predict_rows_per_s(Path(folder))
     table = Table("what", "measured", "budget", "measured / budget", title="Budgets")
@@ -99,7 +100,8 @@ def main() -> None:
         "2,000 rows/s",
         f"{rows_per_s / 2000:.2f}",
     )
-    table.add_row("screening (flags of one layout)", f"{settings_per_s:,.0f}/s", "-", "-")
+    screened = f"{points_per_s:,.0f}/s"
+    table.add_row("screening (layout, flags, load)", screened, "50,000/s", f"{points_per_s / 50_000:.2f}")
     Console(width=110).print(table)
 
 
