@@ -9,6 +9,7 @@ from planner.domain.model import Model
 from planner.formulas.engine_defaults import engine_rules
 
 KV_CACHE_DTYPE = {KvDtype.BF16: "bfloat16", KvDtype.FP16: "float16", KvDtype.FP8: "fp8"}
+HALF = {WeightDtype.BF16: "bfloat16", WeightDtype.FP16: "half"}
 UNQUANTISED = (None, WeightDtype.BF16, WeightDtype.FP16)
 
 
@@ -51,6 +52,8 @@ def serve_command(
         words += ["--distributed-executor-backend", "ray"]
     if checkpoint.quantization is None and layout.weight_dtype is WeightDtype.FP8:
         words += ["--quantization", "fp8"]
+    if layout.weight_dtype in HALF and layout.weight_dtype is not checkpoint.activation_dtype:
+        words += ["--dtype", HALF[layout.weight_dtype]]
     if layout.kv_dtype in KV_CACHE_DTYPE:
         words += ["--kv-cache-dtype", KV_CACHE_DTYPE[layout.kv_dtype]]
     words += ["--max-model-len", str(engine.max_model_len)]

@@ -70,8 +70,8 @@ def _ffn_roles(ffn: Ffn) -> frozenset[GemmRole]:
 def with_weight_dtype(model: Model, dtype: WeightDtype | None) -> Model:
     """The model with its linear layers stored as `dtype`; embeddings, head, norms and routers stay.
 
-    None, and 16 bits for a checkpoint that is not quantised, mean as the checkpoint is. A quantised
-    checkpoint may only be asked for the format it has.
+    None means as the checkpoint is. A quantised checkpoint may only be asked for the format it has; one that is not
+    runs in either 16-bit format.
 
     Raises:
         InputError: another format than the quantised checkpoint's.
@@ -86,7 +86,8 @@ def with_weight_dtype(model: Model, dtype: WeightDtype | None) -> Model:
             "leave the weight dtype out or name an unquantised checkpoint"
         )
     if dtype in {WeightDtype.BF16, WeightDtype.FP16}:
-        return model
+        same = dtype is model.activation_dtype
+        return model if same else model.model_copy(update={"activation_dtype": dtype})
     wish = WISHES[dtype]
     experts_only = dtype is WeightDtype.MXFP4 and model.has_moe
     kinds = tuple(

@@ -15,41 +15,21 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from planner.domain.deployment import Parallelism
-from planner.domain.dtypes import KV_BYTES, KvDtype, WeightDtype
+from planner.domain.dtypes import KV_BYTES, KvDtype
 from planner.domain.hardware import Interconnect
-from planner.domain.model import (
-    Attention,
-    LatentAttention,
-    Layer,
-    LinearAttention,
-    MambaMixer,
-    Model,
-    MoeFfn,
-)
+from planner.domain.model import Model
 from planner.formulas.arrays import FloatArray, IntArray
-from planner.formulas.engine_defaults import EngineRules, engine_rules
-from planner.formulas.gemms import head_gemm, layer_gemms
+from planner.formulas.engine_defaults import engine_rules
+from planner.formulas.gemms import head_gemm
 from planner.formulas.kv_cache import resolve_kv_dtype
-from planner.formulas.operators import (
-    AttentionShape,
-    ContextAttention,
-    DecodeAttention,
-    GpuOperators,
-    LatentShape,
-    LinearShape,
-    MoeShape,
-    all_reduce_s,
-    context_attention,
-    decode_attention,
-    elementwise_s,
-    gemm_s,
-    linear_attention_context,
-    linear_attention_decode,
-    mla_context,
-    mla_decode,
-    moe_s,
-    send_recv_s,
+from planner.formulas.layer_time import (
+    ACTIVATION_BYTES,
+    UNLIMITED_TOKENS,
+    Rank,
+    attention_parts,
+    layer_body_s,
 )
+from planner.formulas.operators import GpuOperators, gemm_s, send_recv_s
 
 GRID_TOKENS: FloatArray = np.array(
     [
@@ -60,11 +40,6 @@ GRID_TOKENS: FloatArray = np.array(
 )
 SCOPES = 3
 """Attention scopes told apart in one model: unlimited and up to two windows."""
-UNLIMITED_TOKENS = 1e12
-ACTIVATION_BYTES = 2
-HOPPER = "9."
-MIXER_KERNELS = 4
-"""Two norms with their residual sums, rotary positions, cache write."""
 
 
 class Cluster(NamedTuple):
@@ -147,28 +122,21 @@ def compile_step(
     tokens = GRID_TOKENS
     body_s = np.zeros_like(tokens)
     kv_bytes = KV_BYTES[resolve_kv_dtype(model, kv_dtype, engine_version)]
-    kernels = engine_rules(engine_version)
     scopes: dict[float, list[float]] = {UNLIMITED_TOKENS: [0.0, 0.0, 0.0]}
     decode_constant_s = decode_per_sequence_s = context_constant_s = context_per_token_s = 0.0
-    message_s = all_reduce_s(
-        tokens * (model.hidden * ACTIVATION_BYTES), parallelism.tp, cluster.interconnect, ops
-    )
+    rank = Rank(model, parallelism, ops, cluster.interconnect, engine_rules(engine_version))
     for index, kind in enumerate(model.layer_kinds):
         count = model.layer_pattern.count(index)
-        body_s += count * (
-            _layer_body_s(model, index, parallelism, ops, kernels) + _reductions(kind) * message_s
-        )
-        if kind.attention is None:
-            continue
-        decode, context, scope = _attention(kind.attention, parallelism, kv_bytes, ops)
-        decode_constant_s += count * decode.constant_s
-        decode_per_sequence_s += count * decode.per_sequence_s
-        context_constant_s += count * context.constant_s
-        context_per_token_s += count * context.per_query_token_s
-        sums = scopes.setdefault(_free_scope(scopes, scope), [0.0, 0.0, 0.0])
-        sums[0] += count * decode.per_context_token_s
-        sums[1] += count * context.per_pair_s
-        sums[2] += count * context.per_past_token_s
+        body_s += count * layer_body_s(rank, index, tokens)
+        for decode, context, scope in attention_parts(kind.attention, parallelism.tp, kv_bytes, ops):
+            decode_constant_s += count * decode.constant_s
+            decode_per_sequence_s += count * decode.per_sequence_s
+            context_constant_s += count * context.constant_s
+            context_per_token_s += count * context.per_query_token_s
+            sums = scopes.setdefault(_free_scope(scopes, scope), [0.0, 0.0, 0.0])
+            sums[0] += count * decode.per_context_token_s
+            sums[1] += count * context.per_pair_s
+            sums[2] += count * context.per_past_token_s
     body_s += _hops_s(model, parallelism, ops, cluster)
     head = head_gemm(model, parallelism)
     padded = list(scopes.items()) + [(UNLIMITED_TOKENS, [0.0, 0.0, 0.0])] * (SCOPES - len(scopes))
@@ -192,119 +160,6 @@ def _free_scope(scopes: dict[float, list[float]], scope: float) -> float:
     if scope in scopes or len(scopes) < SCOPES:
         return scope
     return min(scopes, key=lambda known: abs(np.log(known / scope)))
-
-
-def _layer_body_s(
-    model: Model, kind_index: int, parallelism: Parallelism, ops: GpuOperators, kernels: EngineRules
-) -> FloatArray:
-    """One layer without attention and communication at GRID_TOKENS tokens [G]."""
-    tokens = GRID_TOKENS
-    kind = model.layer_kinds[kind_index]
-    work = layer_gemms(model, kind_index, parallelism)
-    total_s = np.zeros_like(tokens)
-    for gemm in work.gemms:
-        total_s = total_s + gemm_s(tokens, gemm.n, gemm.k, gemm.dtype, ops)
-    if work.experts is not None:
-        e = work.experts
-        shape = MoeShape(
-            experts=e.experts,
-            local_experts=e.local_experts,
-            experts_per_token=e.experts_per_token,
-            inputs=e.inputs,
-            intermediate=e.intermediate,
-            gated=e.gated,
-            dtype=_expert_kernel(e.dtype, ops, kernels),
-            ep=e.ep,
-        )
-        total_s = total_s + moe_s(tokens, shape, ops)
-    return total_s + elementwise_s(tokens, *_elementwise(kind, model.hidden, parallelism.tp), ops)
-
-
-def _reductions(kind: Layer) -> int:
-    """All-reduces of one layer: one after the mixer, one after the feed-forward block."""
-    return (kind.attention is not None) + (kind.ffn is not None)
-
-
-def _expert_kernel(dtype: WeightDtype, ops: GpuOperators, kernels: EngineRules) -> WeightDtype:
-    """The format whose kernel times stand for these experts; Marlin's 4-bit kernels take equally long."""
-    on_hopper = ops.gpu.compute_capability.startswith(HOPPER)
-    if dtype is WeightDtype.MXFP4 and on_hopper and kernels.marlin_mxfp4_on_hopper:
-        return WeightDtype.INT4
-    return dtype
-
-
-def _elementwise(kind: Layer, hidden: int, tp: int) -> tuple[float, int]:
-    """Bytes a token moves through norms and activations of one layer, and the kernels that do it."""
-    residual_bytes = 4 * hidden * ACTIVATION_BYTES * kind.norms
-    ffn = kind.ffn
-    if ffn is None:
-        return float(residual_bytes), MIXER_KERNELS
-    if isinstance(ffn, MoeFfn):
-        widths = ffn.shared_intermediate + (ffn.parallel_dense.intermediate if ffn.parallel_dense else 0)
-    else:
-        widths = ffn.intermediate
-    kernels = (MIXER_KERNELS if kind.attention is not None else 1) + (1 if widths else 0)
-    return residual_bytes + 3 * widths / tp * ACTIVATION_BYTES, kernels
-
-
-def _attention(
-    attention: Attention, parallelism: Parallelism, kv_bytes: int, ops: GpuOperators
-) -> tuple[DecodeAttention, ContextAttention, float]:
-    """One layer's attention on one rank, and how far back its queries see [tokens]."""
-    tp = parallelism.tp
-    if isinstance(attention, LatentAttention):
-        latent = LatentShape(
-            heads=max(1, attention.heads // tp),
-            kv_lora_rank=attention.kv_lora_rank,
-            qk_nope_head_dim=attention.qk_nope_head_dim,
-            qk_rope_head_dim=attention.qk_rope_head_dim,
-            v_head_dim=attention.v_head_dim,
-            kv_bytes=kv_bytes,
-        )
-        return (
-            mla_decode(latent, ops),
-            mla_context(latent, ops),
-            float(attention.indexer_topk or UNLIMITED_TOKENS),
-        )
-    if isinstance(attention, LinearAttention | MambaMixer):
-        linear = _linear_shape(attention, tp)
-        return linear_attention_decode(linear, ops), linear_attention_context(linear, ops), UNLIMITED_TOKENS
-    shape = AttentionShape(
-        heads=max(1, attention.heads // tp),
-        kv_heads=max(1, attention.kv_heads // tp),
-        head_dim=attention.head_dim,
-        v_head_dim=attention.v_head_dim,
-        kv_bytes=kv_bytes,
-        window_tokens=attention.window_tokens,
-    )
-    # A query in a chunk sees half of it on average, as in a window of half the size.
-    chunk = attention.chunk_tokens / 2.0 if attention.chunk_tokens else None
-    scope = float(attention.window_tokens or chunk or UNLIMITED_TOKENS)
-    return decode_attention(shape, ops), context_attention(shape, ops), scope
-
-
-def _linear_shape(attention: LinearAttention | MambaMixer, tp: int) -> LinearShape:
-    if isinstance(attention, MambaMixer):
-        heads = max(1, attention.heads // tp)
-        return LinearShape(
-            heads=heads,
-            key_dim=attention.state_size,
-            value_dim=attention.head_dim,
-            conv_channels=heads * attention.head_dim
-            + 2 * max(1, attention.groups // tp) * attention.state_size,
-            conv_kernel=attention.conv_kernel,
-            state_bytes=attention.state_bytes_per_value,
-        )
-    value_heads = max(1, attention.value_heads // tp)
-    return LinearShape(
-        heads=value_heads,
-        key_dim=attention.key_head_dim,
-        value_dim=attention.value_head_dim,
-        conv_channels=value_heads * attention.value_head_dim
-        + 2 * max(1, attention.key_heads // tp) * attention.key_head_dim,
-        conv_kernel=attention.conv_kernel,
-        state_bytes=attention.state_bytes_per_value,
-    )
 
 
 def _hops_s(model: Model, parallelism: Parallelism, ops: GpuOperators, cluster: Cluster) -> FloatArray:

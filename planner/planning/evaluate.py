@@ -1,17 +1,19 @@
 """What placed replicas can carry within the promise, thousands of settings in one pass."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from planner.domain.base import InputError
 from planner.domain.deployment import EngineSettings, MemoryBudget
 from planner.domain.plan import Bottleneck, Latency, Question
 from planner.domain.units import seconds_to_ms
 from planner.domain.workload import Slo, Workload
 from planner.formulas.arrays import FloatArray, IntArray
-from planner.formulas.step import StepTable, stack
+from planner.formulas.engine_defaults import engine_rules
+from planner.formulas.step import StepTable
 from planner.planning.sizing import Placed, Refusal, Sizer, memory_refusal
 from planner.serving.steady_state import (
     FULLEST,
@@ -63,10 +65,22 @@ class Service(NamedTuple):
 
 
 def default_max_model_len(question: Question) -> int:
-    """Room for twice the prompt and answer, as far as the model goes; the user's own figure wins."""
+    """Room for twice the prompt and answer, as far as the model goes; the user's own figure wins.
+
+    Raises `InputError` where the figure, or the model, is too short for the workload.
+    """
+    model = question.variants[0]
+    longest = question.workload.input_tokens + question.workload.output_tokens
+    limit = question.max_model_len if question.max_model_len is not None else model.max_position
+    if limit > model.max_position:
+        raise InputError(f"max_model_len must be at most {model.max_position} for {model.name}, got {limit}")
+    if longest > limit:
+        raise InputError(
+            f"a prompt and its answer take {longest:g} tokens, more than the {limit} of "
+            f"{model.name if question.max_model_len is None else 'max_model_len'}"
+        )
     if question.max_model_len is not None:
         return question.max_model_len
-    longest = question.workload.input_tokens + question.workload.output_tokens
     roomy = int(2 ** math.ceil(math.log2(2.0 * longest)))
     return min(question.variants[0].max_position, max(4096, roomy))
 
@@ -78,6 +92,7 @@ def choices(
     found = []
     refusals = []
     workload = question.workload
+    asynchronous = engine_rules(question.engine_version).async_scheduling
     context = workload.mean_input_tokens + workload.mean_output_tokens / 2.0
     request_bytes = float(placed.kv.request_bytes(context))
     for tokens in BATCHED_TOKENS:
@@ -87,6 +102,7 @@ def choices(
                 max_num_batched_tokens=tokens,
                 max_model_len=max_model_len,
                 gpu_memory_utilization=utilization,
+                async_scheduling=asynchronous,
                 engine_version=question.engine_version,
             )
             budget = sizer.budget(placed, engine)
@@ -101,8 +117,29 @@ def choices(
     return found or min(refusals, key=lambda refusal: refusal.need / refusal.have)
 
 
-def load_of(rows: Sequence[tuple[int, EngineSettings, float]], workload: Workload) -> Load:
-    """One load element a row of (step-table row, flags, KV requests), arrays [R, 1]."""
+class Loaded(NamedTuple):
+    """One element of a pass."""
+
+    row: int
+    """Of the step table."""
+    engine: EngineSettings
+    kv_requests: float
+    arrival_cv: float
+
+
+def thinned_cv(arrival_cv: float, replicas: float) -> float:
+    """Coefficient of variation of one replica's gaps where requests are dealt out at random over `replicas`.
+
+    `c_i^2 = 1 + (c^2 - 1) / R` (Whitt 1983, The Queueing Network Analyzer, splitting).
+
+    >>> thinned_cv(3.0, 8)
+    1.4142135623730951
+    """
+    return math.sqrt(1.0 + (arrival_cv**2 - 1.0) / max(replicas, 1.0))
+
+
+def load_of(rows: Sequence[Loaded], workload: Workload) -> Load:
+    """One load element a row, arrays [R, 1]."""
 
     def column(values: list[float]) -> FloatArray:
         return np.array(values, dtype=np.float64)[:, None]
@@ -110,25 +147,28 @@ def load_of(rows: Sequence[tuple[int, EngineSettings, float]], workload: Workloa
     size = len(rows)
     hits = workload.mean_input_tokens * workload.prefix_hit_ratio
     return Load(
-        layout=np.array([row for row, _, _ in rows], dtype=np.intp)[:, None],
+        layout=np.array([each.row for each in rows], dtype=np.intp)[:, None],
         input_tokens=np.full((size, 1), workload.mean_input_tokens - hits),
         cached_tokens=np.full((size, 1), hits),
         output_tokens=np.full((size, 1), workload.mean_output_tokens),
         length_low_ratio=np.full((size, 1), workload.length_low_ratio),
-        batched_tokens=column([engine.max_num_batched_tokens for _, engine, _ in rows]),
-        slots=column([engine.max_num_seqs for _, engine, _ in rows]),
-        kv_requests=column([kv for _, _, kv in rows]),
-        arrival_cv=np.full((size, 1), workload.arrival_cv),
-        async_scheduling=column([1.0 if engine.async_scheduling else 0.0 for _, engine, _ in rows]),
+        batched_tokens=column([each.engine.max_num_batched_tokens for each in rows]),
+        slots=column([each.engine.max_num_seqs for each in rows]),
+        kv_requests=column([each.kv_requests for each in rows]),
+        arrival_cv=column([each.arrival_cv for each in rows]),
+        async_scheduling=column([1.0 if each.engine.async_scheduling else 0.0 for each in rows]),
     )
 
 
 def capabilities(
-    placed: Sequence[Placed], options: Sequence[Choice], question: Question, sizer: Sizer
-) -> tuple[StepTable, dict[int, Capability | Refusal]]:
-    """The best flags of every placed replica and the rate it then carries within the SLO, by replica index."""
-    table = stack(sizer.step(replica) for replica in placed)
-    load = load_of([(o.replica, o.engine, o.kv_requests) for o in options], question.workload)
+    table: StepTable, options: Sequence[Choice], question: Question, arrival_cvs: Mapping[int, float]
+) -> dict[int, Capability | Refusal]:
+    """The best flags of every placed replica and the rate it then carries within the SLO, by replica index.
+
+    `arrival_cvs` is the variability of arrivals at each replica.
+    """
+    rows = [Loaded(o.replica, o.engine, o.kv_requests, arrival_cvs[o.replica]) for o in options]
+    load = load_of(rows, question.workload)
     fullest = np.maximum(FULLEST * load.running_limit, LEAST_RUNNING)
     running = LEAST_RUNNING * (fullest / LEAST_RUNNING) ** np.linspace(0.0, 1.0, RUNNING_POINTS)
     state = open_loop(table, load, running)
@@ -139,9 +179,10 @@ def capabilities(
         held = best.get(option.replica)
         if held is None or rates[index] * NEARLY_AS_GOOD > rates[held]:
             best[option.replica] = index
-    return table, {
+    crowds = running + CROWD_DEVIATIONS * load.arrival_cv * np.sqrt(running)
+    return {
         replica: _capability(
-            options[index], (rates[index], crossing[index]), (state, running, index), question
+            options[index], (rates[index], crossing[index]), (state, crowds, index), question
         )
         for replica, index in best.items()
     }
@@ -179,7 +220,7 @@ def _capability(
 ) -> Capability | Refusal:
     """The chosen flags of one replica, or which promise it breaks even when almost idle."""
     rate, first = carried
-    state, running, row = grid
+    state, crowds, row = grid
     slo = question.slo
     ttft_ms = seconds_to_ms(float(state.ttft.p95_s[row, 0]))
     tpot_ms = seconds_to_ms(float(state.tpot.p95_s[row, 0]))
@@ -188,9 +229,8 @@ def _capability(
             return _missed(Bottleneck.TPOT, slo.tpot_p95_s, tpot_ms)
         assert slo.ttft_p95_s is not None
         return _missed(Bottleneck.TTFT, slo.ttft_p95_s, ttft_ms)
-    at = min(first, running.shape[1] - 1)
-    crowd = float(running[row, at]) * (1.0 + CROWD_DEVIATIONS / math.sqrt(float(running[row, at])))
-    slots = next((size for size in MAX_NUM_SEQS if size >= crowd), MAX_NUM_SEQS[-1])
+    at = min(first, crowds.shape[1] - 1)
+    slots = next((size for size in MAX_NUM_SEQS if size >= crowds[row, at]), MAX_NUM_SEQS[-1])
     return Capability(
         engine=option.engine.model_copy(update={"max_num_seqs": slots}),
         budget=option.budget,
@@ -208,7 +248,7 @@ def _missed(bottleneck: Bottleneck, promised_s: float, best_ms: float) -> Refusa
         need_ms,
         best_ms,
         "ms",
-        f"{bottleneck.value.upper()} p95 is {_three_digits(best_ms)} ms with an idle replica, "
+        f"{bottleneck.value.upper()} p95 is {_three_digits(best_ms)} ms on an almost idle replica, "
         f"promised {_three_digits(need_ms)} ms",
     )
 
@@ -230,12 +270,21 @@ def _binding(option: Choice, state: ServingState, point: tuple[int, int], questi
     return Bottleneck.THROUGHPUT
 
 
-def serve(table: StepTable, loaded: Sequence[tuple[Capability, float]], workload: Workload) -> list[Service]:
-    """Every capability at the request rate it is given: latency percentiles and occupancy."""
+class Share(NamedTuple):
+    """The part of the traffic that one replica gets."""
+
+    capability: Capability
+    requests_per_s: float
+    arrival_cv: float
+
+
+def serve(table: StepTable, loaded: Sequence[Share], workload: Workload) -> list[Service]:
+    """Every capability under the load it is given: latency percentiles and occupancy."""
     if not loaded:
         return []
-    load = load_of([(c.row, c.engine, c.kv_requests) for c, _ in loaded], workload)
-    rates = np.array([rate for _, rate in loaded])[:, None]
+    rows = [Loaded(c.row, c.engine, c.kv_requests, arrival_cv) for c, _, arrival_cv in loaded]
+    load = load_of(rows, workload)
+    rates = np.array([share.requests_per_s for share in loaded])[:, None]
     state = open_loop(table, load, running_at_rate(table, load, rates))
     latencies = [*_columns(state.ttft), *_columns(state.tpot)]
     services = []

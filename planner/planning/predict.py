@@ -136,12 +136,14 @@ def _time(
     if not rows:
         return
     load = _load(rows)
-    state = _serve(table, load, [case for _, _, case, _, _ in rows])
+    cases = [case for _, _, case, _, _ in rows]
+    state = _serve(table, load, cases)
+    ranks = _ranks(cases)
     columns = [
         *(state.ttft.mean_s, state.ttft.p50_s, state.ttft.p95_s, state.ttft.p99_s),
         *(state.tpot.mean_s, state.tpot.p95_s, state.tpot.p99_s),
     ]
-    for row, (index, _, case, _, _) in enumerate(rows):
+    for row, (index, _, _, _, _) in enumerate(rows):
         ttft_mean, ttft_p50, ttft_p95, ttft_p99, tpot_mean, tpot_p95, tpot_p99 = (
             float(column[row]) for column in columns
         )
@@ -155,9 +157,9 @@ def _time(
                 tpot_p95_s=tpot_p95,
                 tpot_p99_s=tpot_p99,
             ),
-            output_tokens_per_s=float(state.output_tokens_per_s[row]) * case.parallelism.dp,
+            output_tokens_per_s=float(state.output_tokens_per_s[row] * ranks[row]),
             prompt_time_ratio=float(state.prompt_time_ratio[row]),
-            running_requests=float(state.running_requests[row]) * case.parallelism.dp,
+            running_requests=float(state.running_requests[row] * ranks[row]),
         )
 
 
@@ -190,7 +192,7 @@ def _load(rows: Sequence[tuple[int, int, Case, Placed, MemoryBudget]]) -> Load:
 
 def _serve(table: StepTable, load: Load, cases: Sequence[Case]) -> ServingState:
     workloads = [case.workload for case in cases if case.workload is not None]
-    ranks = np.array([case.parallelism.dp for case in cases], dtype=np.float64)
+    ranks = _ranks(cases)
     if workloads[0].concurrency is not None:
         users = np.array([workload.concurrency or 1 for workload in workloads], dtype=np.float64)
         requests = np.array(
@@ -200,7 +202,7 @@ def _serve(table: StepTable, load: Load, cases: Sequence[Case]) -> ServingState:
             ],
             dtype=np.float64,
         )
-        return closed_loop(table, load, np.maximum(users / ranks, 1.0), requests / ranks)
+        return closed_loop(table, load, users / ranks, np.maximum(requests / ranks, 1.0))
     rates = np.array([workload.requests_per_s or 0.0 for workload in workloads]) / ranks
     state = open_loop(table, load, running_at_rate(table, load, rates))
     requests = np.array(
@@ -210,6 +212,18 @@ def _serve(table: StepTable, load: Load, cases: Sequence[Case]) -> ServingState:
         ]
     )
     return _overloaded(state, rates, requests / ranks)
+
+
+def _ranks(cases: Sequence[Case]) -> FloatArray:
+    """Data-parallel ranks that have work: a closed loop of few users leaves some idle."""
+    return np.array(
+        [
+            min(case.parallelism.dp, case.workload.concurrency or case.parallelism.dp)
+            for case in cases
+            if case.workload is not None
+        ],
+        dtype=np.float64,
+    )
 
 
 def _overloaded(state: ServingState, rates: FloatArray, requests: FloatArray) -> ServingState:

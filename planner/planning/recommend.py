@@ -26,7 +26,7 @@ from planner.serving.fleet import pack
 
 OLD_PRICE_DAYS = 90
 SCARCE_CACHE_RATIO = 0.1
-UNMEASURABLE = (Bottleneck.BACKEND, Bottleneck.EVIDENCE, Bottleneck.DTYPE)
+UNMEASURABLE = (Bottleneck.BACKEND, Bottleneck.EVIDENCE, Bottleneck.DTYPE, Bottleneck.PARALLELISM)
 """Rejections that no amount of anything would mend."""
 
 

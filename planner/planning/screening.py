@@ -7,20 +7,26 @@ from planner.domain.deployment import Parallelism
 from planner.domain.dtypes import KvDtype
 from planner.domain.evidence import Basis
 from planner.domain.hardware import Instance
-from planner.domain.plan import Bottleneck, Question
+from planner.domain.plan import Bottleneck, Question, Reserve
+from planner.formulas.step import stack
 from planner.planning.candidates import Replica, pipeline_degrees, replica_on, tensor_degrees
 from planner.planning.evaluate import (
     Capability,
     Choice,
     Service,
+    Share,
     capabilities,
     choices,
     default_max_model_len,
     serve,
+    thinned_cv,
 )
 from planner.planning.facts import Facts
 from planner.planning.sizing import Placed, Refusal, Sizer
 from planner.serving.fleet import replicas_for
+
+SPLITTING_PASSES = 3
+"""How bursty one replica's share is depends on their number, and that on how bursty it is."""
 
 
 class Answer(NamedTuple):
@@ -93,7 +99,7 @@ class _Bench:
 def screen(instances: Iterable[Instance], question: Question, facts: Facts) -> Screening:
     """Every legal layout on these instance types and what it can carry.
 
-    Pipeline stages are tried on the largest tensor-parallel group of an instance that lacks memory, and only where
+    Pipeline stages are tried on the largest legal tensor-parallel group that lacks memory, and only where
     no instance with these GPUs holds the model: a replica that spans instances fails with any of them.
     """
     bench = _Bench(question, facts)
@@ -113,11 +119,15 @@ def screen(instances: Iterable[Instance], question: Question, facts: Facts) -> S
     for pp in pipeline_degrees(supply):
         fitting = bench.fitting()
         for instance, replicas in layouts.items():
-            tp = tensor_degrees(instance, supply)[-1]
             for variant, kv in formats:
-                before = replica_on(instance, variant, kv, Parallelism(tp=tp, pp=shorter))
-                if bench.lacks_memory(before) and (instance.gpu, variant, kv) not in fitting:
-                    longer = replica_on(instance, variant, kv, Parallelism(tp=tp, pp=pp))
+                tried = (
+                    replica_on(instance, variant, kv, Parallelism(tp=tp, pp=shorter))
+                    for tp in tensor_degrees(instance, supply)
+                )
+                short = [replica for replica in tried if bench.lacks_memory(replica)]
+                if short and (instance.gpu, variant, kv) not in fitting:
+                    widest = short[-1].parallelism.tp
+                    longer = replica_on(instance, variant, kv, Parallelism(tp=widest, pp=pp))
                     bench.attempt(longer)
                     replicas.append(longer)
         shorter = pp
@@ -144,18 +154,42 @@ def _unproven(placed: Placed, weakest: Basis) -> Refusal | None:
 def _answers(bench: _Bench, question: Question) -> dict[Replica, Answer | Refusal]:
     """Capability of every replica that starts, and its service at the load of the fleet it needs."""
     keys, placed = list(bench.placed), list(bench.placed.values())
-    table, able = capabilities(placed, bench.options, question, bench.sizer)
-    reserve = question.reserve
-    peak = (question.workload.requests_per_s or 0.0) * reserve.peak_ratio
-    outcome: dict[Replica, Answer | Refusal] = {}
-    loaded: list[tuple[int, Capability, int, float]] = []
-    for index, capability in able.items():
-        if isinstance(capability, Refusal):
-            outcome[keys[index]] = capability
-            continue
-        replicas = replicas_for(peak, capability.requests_per_s, reserve)
-        loaded.append((index, capability, replicas, peak / (replicas - reserve.spare_replicas)))
-    services = serve(table, [(capability, rate) for _, capability, _, rate in loaded], question.workload)
-    for (index, capability, replicas, _), service in zip(loaded, services, strict=True):
-        outcome[keys[index]] = Answer(placed[index], capability, service, replicas)
+    table = stack(bench.sizer.step(replica) for replica in placed)
+    workload, reserve = question.workload, question.reserve
+    peak = (workload.requests_per_s or 0.0) * reserve.peak_ratio
+    cvs = dict.fromkeys(range(len(placed)), 1.0)
+    able = capabilities(table, bench.options, question, cvs)
+    for _ in range(0 if workload.arrival_cv == 1.0 else SPLITTING_PASSES):
+        cvs = {
+            index: thinned_cv(workload.arrival_cv, _serving_replicas(found, peak, reserve))
+            for index, found in able.items()
+        }
+        able = capabilities(table, bench.options, question, cvs)
+    outcome: dict[Replica, Answer | Refusal] = {
+        keys[index]: found for index, found in able.items() if isinstance(found, Refusal)
+    }
+    sized = {
+        index: _resized(found, placed[index], bench.sizer)
+        for index, found in able.items()
+        if isinstance(found, Capability)
+    }
+    serving = {index: _serving_replicas(found, peak, reserve) for index, found in sized.items()}
+    shares = [Share(found, peak / serving[index], cvs[index]) for index, found in sized.items()]
+    for (index, found), service in zip(sized.items(), serve(table, shares, workload), strict=True):
+        replicas = serving[index] + reserve.spare_replicas
+        outcome[keys[index]] = Answer(placed[index], found, service, replicas)
     return outcome
+
+
+def _serving_replicas(found: Capability | Refusal, peak_requests_per_s: float, reserve: Reserve) -> int:
+    """Replicas that the peak needs without the spares; one of what cannot serve at all."""
+    if isinstance(found, Refusal):
+        return 1
+    return replicas_for(peak_requests_per_s, found.requests_per_s, reserve) - reserve.spare_replicas
+
+
+def _resized(found: Capability, placed: Placed, sizer: Sizer) -> Capability:
+    """The capability with the memory that its own flags leave: fewer slots than were tried take less of it."""
+    budget = sizer.budget(placed, found.engine)
+    tried, left = (placed.kv.usable_bytes(each.kv_cache_bytes) for each in (found.budget, budget))
+    return found._replace(budget=budget, kv_requests=found.kv_requests * left / max(tried, 1))

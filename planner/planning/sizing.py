@@ -10,6 +10,7 @@ from planner.domain.plan import Bottleneck
 from planner.domain.units import bytes_to_gib
 from planner.formulas.activations import ActivationShape, activation_shape
 from planner.formulas.dtype_support import kv_dtype_problem, weight_dtype_problem
+from planner.formulas.engine_defaults import engine_rules
 from planner.formulas.gemms import check_parallelism
 from planner.formulas.kv_cache import KvLayout, kv_layout
 from planner.formulas.memory import Card, memory_budget
@@ -92,7 +93,13 @@ class Sizer:
             return Refusal(Bottleneck.PARALLELISM, parallelism.gpus, parallelism.tp, "ranks", sharded)
         key = (id(model), parallelism, kv_dtype, engine_version)
         if key not in self._kv:
-            self._kv[key] = kv_layout(model, parallelism, kv_dtype, engine_version=engine_version)
+            self._kv[key] = kv_layout(
+                model,
+                parallelism,
+                kv_dtype,
+                engine_version=engine_version,
+                async_scheduling=engine_rules(engine_version).async_scheduling,
+            )
         return Placed(
             model=model,
             gpu=gpu,

@@ -73,96 +73,79 @@ class ServingState(NamedTuple):
     running_requests: FloatArray
     ttft: Latencies
     tpot: Latencies
-    step_s: FloatArray
-    """Mean engine step."""
     prompt_time_ratio: FloatArray
     """Share of the engine's time that prompts take."""
     output_tokens_per_s: FloatArray
 
 
-class _Round(NamedTuple):
-    """The average engine step while `n` sequences run."""
+class _Flow(NamedTuple):
+    """What passes through one pipeline batch while `n` requests are in service."""
 
     requests_per_s: FloatArray
-    steps: FloatArray
-    step_s: FloatArray
-    residual_s: FloatArray
+    prompt_s: FloatArray
+    """What one prompt adds to the steps of those who decode."""
+    packed_prompt_s: FloatArray
+    """The engine's time for one prompt where prompts fill every step."""
+    own_s: FloatArray
+    """The steps a request's own prompt takes."""
+    decode_s: FloatArray
+    """A step without prompts."""
     tpot_s: FloatArray
     tpot_noise_s: FloatArray
-    prefill_s: FloatArray
-    prompt_time_ratio: FloatArray
-    prompt_s: FloatArray
-    """What one prompt adds to the steps that carry it."""
-    budget_use: FloatArray
-    prompts_per_step: FloatArray
+    stay_s: FloatArray
+    decode_time_ratio: FloatArray
+    """Share of time in which the engine decodes and nothing else."""
 
 
-class _Company(NamedTuple):
-    """How the requests in a replica meet each other, arrays of the load's shape."""
+def _flow(table: StepTable, load: Load, running: FloatArray, others: FloatArray, mates: FloatArray) -> _Flow:
+    """What passes through while `running` requests are in service, [any shape] like the load.
 
-    others_ratio: FloatArray
-    """Share of prompt work that a request sees from others: 1 in an open loop, (n-1)/n closed."""
-    spread_steps: FloatArray
-    """Steps over which the prompts of one generation are strewn, beyond those they fill; inf: over the whole stay."""
+    A request stays for its own prompt w, for O - 1 steps d, and for the prompts e of the others who come meanwhile:
 
+        stay = w + (O - 1) d + (others - mates) e,    rate = n / stay,
 
-def _prefill_in_steps(
-    prompts_per_step: FloatArray, active_ratio: FloatArray, tokens: FloatArray, room: FloatArray
-) -> tuple[FloatArray, FloatArray]:
-    """Share of steps that carry prompts of `tokens`, and prompt tokens in these; Poisson arrivals while active."""
-    crowd = prompts_per_step / active_ratio
-    busy = np.minimum(np.maximum(-np.expm1(-crowd), crowd * tokens / room), 1.0)
-    share = np.maximum(active_ratio * busy, 1e-12)
-    return share, np.minimum(prompts_per_step * tokens / share, room)
-
-
-def _round(table: StepTable, load: Load, running: FloatArray, company: _Company) -> _Round:
-    """The average step while `running` sequences are in the replica, [any shape] like the load.
-
-    Where prompts bind, at most B (O-1) / (I + O-1) sequences decode: the budget then splits like the tokens do.
+    with `others` the requests that come during a stay (n in an open loop, n - 1 in a closed one) and `mates` those
+    whose prompts share the steps of its own. Decoding never waits longer than a full step, and prompts never come
+    faster than full steps take them.
     """
-    pipeline = table.pp[load.layout]
-    n = np.maximum(running / pipeline, 1e-9)
-    answer_steps = load.output_tokens - 1.0
-    most_decoding = load.batched_tokens * answer_steps / (load.input_tokens + answer_steps)
+    n = np.maximum(running / table.pp[load.layout], 1e-9)
+    gaps = load.output_tokens - 1.0
+    most_decoding = load.batched_tokens * gaps / (load.input_tokens + gaps)
     room = np.maximum(load.batched_tokens - np.minimum(n, most_decoding), 1.0)
     prefill_steps = np.maximum(1.0, load.input_tokens / room)
-    steps = np.maximum(answer_steps + prefill_steps, n * load.input_tokens / room)
-    decoding = n * answer_steps / steps
+    chunk = np.minimum(load.input_tokens, room)
+    own_chunk = np.minimum(room, chunk + mates * load.input_tokens)
     context = load.cached_tokens + load.input_tokens + load.output_tokens / 2.0
-    arrivals = n / steps
-    prompt_tokens = arrivals * load.input_tokens
-    filled_steps = np.maximum(1.0, n * load.input_tokens / room)
-    active = np.minimum((company.spread_steps + filled_steps) / steps, 1.0)
-
-    decode_s = decode_step_s(table, load.layout, decoding, context)
-    share, chunk = _prefill_in_steps(arrivals, active, load.input_tokens, room)
-    mixed_s = mixed_step_s(table, load, decoding, context, chunk)
-    step_s = (1.0 - share) * decode_s + share * mixed_s
-
-    others = arrivals * company.others_ratio
-    seen_share, seen_chunk = _prefill_in_steps(others, active, load.input_tokens, room)
-    seen_s = mixed_step_s(table, load, decoding, context, seen_chunk)
-    tpot_s = (1.0 - seen_share) * decode_s + seen_share * seen_s
-    gaps = np.maximum(answer_steps, 1.0)
-    tpot_noise_s = (seen_s - decode_s) * np.sqrt(seen_share * (1.0 - seen_share) / gaps)
-
-    own_chunk = np.minimum(room, load.input_tokens * (1.0 / prefill_steps + others / active))
-    prefill_s = prefill_steps * mixed_step_s(table, load, decoding, context, own_chunk)
-    second_moment = (1.0 - share) * decode_s**2 + share * mixed_s**2
-    return _Round(
-        requests_per_s=pipeline * arrivals / step_s,
-        steps=steps,
-        step_s=step_s,
-        residual_s=second_moment / (2.0 * step_s),
-        tpot_s=tpot_s,
-        tpot_noise_s=tpot_noise_s,
-        prefill_s=prefill_s,
-        prompt_time_ratio=share * (mixed_s - decode_s) / step_s,
-        prompt_s=(mixed_s - decode_s) * load.input_tokens / np.maximum(chunk, 1e-12),
-        budget_use=prompt_tokens / room,
-        prompts_per_step=np.maximum(1.0, room / load.input_tokens),
+    decoding = np.minimum(n, most_decoding)
+    for _ in range(2):
+        decode_s = decode_step_s(table, load.layout, np.maximum(decoding, 1.0), context)
+        prompt_s = prefill_steps * (mixed_step_s(table, load, decoding, context, chunk) - decode_s)
+        prompt_s = np.maximum(prompt_s, 0.0)
+        full_step_s = mixed_step_s(table, load, decoding, context, room)
+        own_s = prefill_steps * mixed_step_s(table, load, decoding, context, own_chunk)
+        packed_prompt_s = full_step_s * load.input_tokens / room
+        seen = np.maximum(others - mates, 0.0)
+        answer_s = np.minimum(gaps * decode_s + seen * prompt_s, gaps * full_step_s)
+        rate = np.minimum(n / (own_s + answer_s), 1.0 / packed_prompt_s)
+        decoding = np.minimum(rate * answer_s, most_decoding)
+    answers = np.where(gaps > 0.0, gaps, 1.0)
+    return _Flow(
+        requests_per_s=rate,
+        prompt_s=prompt_s,
+        packed_prompt_s=packed_prompt_s,
+        own_s=own_s,
+        decode_s=decode_s,
+        tpot_s=np.where(gaps > 0, answer_s / answers, 0.0),
+        tpot_noise_s=np.where(gaps > 0, prompt_s * np.sqrt(rate * answer_s) / answers, 0.0),
+        stay_s=own_s + answer_s,
+        decode_time_ratio=np.clip(np.minimum(rate * gaps * decode_s, 1.0 - rate * prompt_s), 0.0, 1.0),
     )
+
+
+def _prompt_time_ratio(flow: _Flow) -> FloatArray:
+    """Share of the engine's busy time that prompts take."""
+    prompts = flow.requests_per_s * flow.prompt_s
+    return np.asarray(prompts / np.maximum(prompts + flow.decode_time_ratio, 1e-12), dtype=np.float64)
 
 
 class _Wait(NamedTuple):
@@ -197,47 +180,69 @@ def open_loop(table: StepTable, load: Load, running: FloatArray) -> ServingState
     """The replica while `running` sequences are in service on average, under arrivals that do not wait for it.
 
     The request rate that keeps it there is part of the answer (Little's law); it rises with `running`, so a rate
-    is turned into `running` by interpolation (`running_at_rate`).
+    is turned into `running` by bisection (`running_at_rate`).
     """
-    everyone = _Company(np.ones_like(running), np.full_like(running, np.inf))
-    now = _round(table, load, running, everyone)
-    stay_s = now.steps * now.step_s
+    pipeline = table.pp[load.layout]
+    alone = np.zeros_like(running)
+    now = _flow(table, load, running, running / pipeline, alone)
     arrivals_squared = load.arrival_cv**2
-    budget_wait = _queue_wait(now.budget_use, now.prompts_per_step, now.prefill_s, arrivals_squared / 2.0)
-    slot_wait = _queue_wait(
+    busy = np.minimum(running / pipeline, 1.0)
+    prompt_load = now.requests_per_s * now.packed_prompt_s
+    queued = _queue_wait(prompt_load, np.ones_like(running), now.packed_prompt_s, arrivals_squared / 2.0)
+    burst = np.maximum((arrivals_squared + 1.0) / 2.0, 1.0)
+    behind_burst = _Wait(1.0 - 1.0 / burst, (burst - 1.0) * now.packed_prompt_s)
+    for_slot = _queue_wait(
         running / load.running_limit,
         load.running_limit,
-        stay_s,
+        now.stay_s,
         (arrivals_squared + _length_cv_squared(load.length_low_ratio)) / 2.0,
     )
-    burst = np.maximum((arrivals_squared + 1.0) / 2.0, 1.0)
-    burst_wait = _Wait(1.0 - 1.0 / burst, (burst - 1.0) * now.prompt_s)
-    waits = (burst_wait, budget_wait, slot_wait)
-    fixed_s = now.prefill_s + load.async_scheduling * now.step_s
+    waits = (queued, behind_burst, for_slot)
+    residual_s = (1.0 - np.minimum(prompt_load, 1.0)) * busy * now.decode_s / 2.0
+    fixed_s = now.own_s + load.async_scheduling * busy * now.decode_s
     swing = load.arrival_cv * np.sqrt(2.0 / 3.0 * running)
 
     def ttft(quantile: float) -> FloatArray:
         tails_s = sum((wait.quantile_s(quantile) for wait in waits), np.zeros_like(fixed_s))
-        return np.asarray(fixed_s + 2.0 * quantile * now.residual_s + tails_s, dtype=np.float64)
+        return np.asarray(fixed_s + 2.0 * quantile * residual_s + tails_s, dtype=np.float64)
 
     def tpot(quantile: float) -> FloatArray:
         z = Z_SCORES[quantile]
         if z == 0.0:
             return now.tpot_s
         crowded = np.minimum(running + z * swing, np.maximum(load.running_limit, running))
-        busy = _round(table, load, crowded, everyone)
-        return busy.tpot_s + z * busy.tpot_noise_s
+        then = _flow(table, load, crowded, crowded / pipeline, alone)
+        return then.tpot_s + z * then.tpot_noise_s
 
-    return ServingState(
-        requests_per_s=now.requests_per_s,
-        running_requests=running,
+    return _state(
+        load,
+        now,
+        running=running,
+        pipeline=pipeline,
         ttft=Latencies(
-            fixed_s + now.residual_s + sum(wait.mean_s for wait in waits), *(ttft(q) for q in QUANTILES)
+            fixed_s + residual_s + sum(wait.mean_s for wait in waits), *(ttft(q) for q in QUANTILES)
         ),
         tpot=Latencies(now.tpot_s, *(tpot(q) for q in QUANTILES)),
-        step_s=now.step_s,
-        prompt_time_ratio=now.prompt_time_ratio,
-        output_tokens_per_s=now.requests_per_s * load.output_tokens,
+    )
+
+
+def _state(
+    load: Load,
+    flow: _Flow,
+    *,
+    running: FloatArray,
+    pipeline: FloatArray,
+    ttft: Latencies,
+    tpot: Latencies,
+) -> ServingState:
+    requests_per_s = pipeline * flow.requests_per_s
+    return ServingState(
+        requests_per_s=requests_per_s,
+        running_requests=running,
+        ttft=ttft,
+        tpot=tpot,
+        prompt_time_ratio=_prompt_time_ratio(flow),
+        output_tokens_per_s=requests_per_s * load.output_tokens,
     )
 
 
@@ -247,52 +252,49 @@ def closed_loop(
     """`concurrency` users who send the next request when the last is answered; all start at once.
 
     The first wave's prompts queue behind each other; its share of all requests is concurrency / num_requests.
-    Answers of equal length keep users in step, so that their prompts go on arriving together; unequal ones strew
-    the arrivals of generation g over sqrt(g) times the spread of the lengths.
+    Answers of equal length keep users in step, so that their prompts go on arriving one behind the other: half of
+    these mates are ahead of a prompt, the other half interrupt its answer. Unequal lengths strew the arrivals of
+    generation g over sqrt(g) times their spread.
     Users beyond what can run at once wait for a slot.
     """
-    running = np.minimum(concurrency, np.maximum(load.running_limit, 1.0))
+    pipeline = table.pp[load.layout]
+    users = np.minimum(concurrency, num_requests)
+    running = np.minimum(users, np.maximum(load.running_limit, 1.0))
+    batch = np.maximum(running / pipeline, 1.0)
+    room = np.maximum(load.batched_tokens - 1.0, 1.0)
+    burst_steps = np.maximum(1.0, batch * load.input_tokens / room)
     generation = np.maximum(num_requests / running, 1.0) / 2.0
     shortest = 2.0 * load.length_low_ratio / (1.0 + load.length_low_ratio)
     spread_steps = 2.0 * (1.0 - shortest) * load.output_tokens * np.sqrt(generation)
-    company = _Company(np.maximum(running - 1.0, 0.0) / running, spread_steps)
-    now = _round(table, load, running, company)
-    queue_s = np.maximum(concurrency - running, 0.0) / now.requests_per_s
-    steady_s = now.prefill_s + (1.0 + load.async_scheduling) * now.step_s
+    together = np.minimum((batch - 1.0) / (spread_steps + burst_steps), room / load.input_tokens)
+    now = _flow(table, load, running, batch - 1.0, together / 2.0)
 
-    room = np.maximum(load.batched_tokens - 1.0, 1.0)
-    burst_tokens = running / table.pp[load.layout] * load.input_tokens
-    burst_steps = np.maximum(1.0, burst_tokens / room)
-    full_step_s = mixed_step_s(
-        table,
-        load,
-        running / 2.0 / table.pp[load.layout],
-        load.cached_tokens + load.input_tokens,
-        np.minimum(burst_tokens, room),
-    )
+    queue_s = np.maximum(users - running, 0.0) / (pipeline * now.requests_per_s)
+    mean_step_s = np.maximum(now.tpot_s, now.decode_s)
+    accompanied = np.minimum(batch - 1.0, 1.0)
+    steady_s = now.own_s + accompanied * (1.0 + load.async_scheduling) * mean_step_s
+    context = load.cached_tokens + load.input_tokens
+    full_step_s = mixed_step_s(table, load, batch / 2.0, context, np.minimum(batch * load.input_tokens, room))
     burst_s = burst_steps * full_step_s
     burst_mean_s = (burst_steps + 1.0) / 2.0 * full_step_s
-    first_wave = np.clip(running / np.maximum(num_requests, running), 0.0, 1.0)
+    first_wave = np.clip(running / num_requests, 0.0, 1.0)
 
     def ttft(quantile: float) -> FloatArray:
-        steady = steady_s + queue_s + (2.0 * quantile - 1.0) * np.minimum(now.residual_s, steady_s)
+        steady = steady_s + queue_s + accompanied * (quantile - 0.5) * mean_step_s
         in_burst = burst_s * (1.0 - (1.0 - quantile) / np.maximum(first_wave, 1e-12))
         return np.asarray(np.where(quantile > 1.0 - first_wave, np.maximum(steady, in_burst), steady))
 
     def tpot(quantile: float) -> FloatArray:
         return now.tpot_s + Z_SCORES[quantile] * now.tpot_noise_s
 
-    ttft_mean = first_wave * np.maximum(burst_mean_s, now.prefill_s) + (1.0 - first_wave) * (
-        steady_s + queue_s
-    )
-    return ServingState(
-        requests_per_s=now.requests_per_s,
-        running_requests=running,
+    ttft_mean = first_wave * np.maximum(burst_mean_s, now.own_s) + (1.0 - first_wave) * (steady_s + queue_s)
+    return _state(
+        load,
+        now,
+        running=running,
+        pipeline=pipeline,
         ttft=Latencies(ttft_mean, *(ttft(q) for q in QUANTILES)),
         tpot=Latencies(now.tpot_s, *(tpot(q) for q in QUANTILES)),
-        step_s=now.step_s,
-        prompt_time_ratio=now.prompt_time_ratio,
-        output_tokens_per_s=now.requests_per_s * load.output_tokens,
     )
 
 

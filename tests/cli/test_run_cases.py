@@ -80,5 +80,5 @@ def test_ordinary_runs_are_answered(prompt: str, answer: str, users: str, tp: st
     row = BASE | {"input_tokens": prompt, "output_tokens": answer, "concurrency": users, "tp": tp}
     (found,) = predicted([row])
     assert found["status"] == "ok"
-    assert float(found["pred_tpot_ms_mean"]) > 0
+    assert (float(found["pred_tpot_ms_mean"]) > 0) == (answer != "1")
     assert float(found["pred_ttft_ms_p50"]) <= float(found["pred_ttft_ms_p99"])

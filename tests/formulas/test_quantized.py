@@ -4,15 +4,24 @@ import pytest
 
 from planner.catalog.models import load_model
 from planner.domain.base import InputError
+from planner.domain.deployment import Parallelism
 from planner.domain.dtypes import WeightDtype
 from planner.domain.model import GemmRole
 from planner.formulas.quantized import quantizable_roles, with_weight_dtype
+from planner.formulas.weights import weights_bytes
 
 
-@pytest.mark.parametrize("dtype", [None, WeightDtype.BF16, WeightDtype.FP16])
-def test_sixteen_bits_leave_an_unquantised_model_alone(dtype: WeightDtype | None) -> None:
+@pytest.mark.parametrize("dtype", [None, WeightDtype.BF16])
+def test_its_own_bits_leave_an_unquantised_model_alone(dtype: WeightDtype | None) -> None:
     model = load_model("meta-llama/Llama-3.1-8B")
     assert with_weight_dtype(model, dtype) is model
+
+
+def test_the_other_sixteen_bits_take_as_much_memory() -> None:
+    model = load_model("meta-llama/Llama-3.1-8B")
+    half = with_weight_dtype(model, WeightDtype.FP16)
+    assert half.activation_dtype is WeightDtype.FP16
+    assert weights_bytes(half, Parallelism()) == weights_bytes(model, Parallelism())
 
 
 def test_linear_layers_are_quantised_and_nothing_else() -> None:

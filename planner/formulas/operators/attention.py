@@ -209,6 +209,39 @@ def mla_context(shape: LatentShape, ops: GpuOperators) -> ContextAttention:
     )
 
 
+INDEX_SCALE_BYTES = 4.0
+INDEX_VALUE_BYTES = 1.0
+
+
+class IndexerShape(NamedTuple):
+    """The scorer of sparse attention, whole on every rank: fp8 keys of one head, many query heads."""
+
+    heads: int
+    head_dim: int
+
+
+def indexer_decode(shape: IndexerShape, ops: GpuOperators) -> DecodeAttention:
+    """Decode time of one indexer: every earlier token's key and scale is read, at the latent cache's efficiency.
+
+    Assumed from the latent kernel; its own table times whole modules.
+    """
+    token_bytes = shape.head_dim * INDEX_VALUE_BYTES + INDEX_SCALE_BYTES
+    bytes_per_s = ops.gpu.memory_bandwidth_bytes_per_s * ops.coefficients.mla.decode_byte_efficiency
+    return DecodeAttention(constant_s=0.0, per_sequence_s=0.0, per_context_token_s=token_bytes / bytes_per_s)
+
+
+def indexer_context(shape: IndexerShape, ops: GpuOperators) -> ContextAttention:
+    """Prompt time of one indexer: 2 heads x head_dim FLOP a query-key pair, in fp8 where the GPU has it."""
+    flop_per_s = peak_flop_per_s(ops.gpu, ComputeDtype.FP8) * ops.coefficients.mla.context_flop_efficiency
+    return ContextAttention(
+        constant_s=0.0,
+        per_pair_s=2.0 * shape.heads * shape.head_dim / flop_per_s,
+        per_query_token_s=0.0,
+        per_past_token_s=0.0,
+        window_tokens=None,
+    )
+
+
 class LinearShape(NamedTuple):
     """A gated delta net or Mamba mixer of one layer as one rank holds it."""
 
