@@ -41,7 +41,7 @@ class Ask(Frozen):
     output_tokens: float | None = Field(default=None, ge=1, le=1e7)
     prefix_hit_ratio: float | None = Field(default=None, ge=0, lt=1)
     arrival_cv: float | None = Field(default=None, ge=0, le=20)
-    requests_per_s: float | None = Field(default=None, gt=0, le=1e6)
+    requests_per_s: float | None = Field(default=None, ge=1e-6, le=1e6)
     ttft_p95_ms: float | None = Field(default=None, gt=0, le=1e9)
     tpot_p95_ms: float | None = Field(default=None, gt=0, le=1e9)
     provider: tuple[str, ...] = ()
@@ -50,7 +50,7 @@ class Ask(Frozen):
     purchase: tuple[str, ...] = (Purchase.ON_DEMAND.value,)
     budget_usd_per_month: float | None = Field(default=None, gt=0, le=1e12)
     peak_ratio: float = Field(default=Reserve().peak_ratio, ge=1, le=100)
-    headroom_ratio: float = Field(default=Reserve().headroom_ratio, ge=0, lt=1)
+    headroom_ratio: float = Field(default=Reserve().headroom_ratio, ge=0, le=0.95)
     spare_replicas: int = Field(default=0, ge=0, le=1000)
     max_tp: int = Field(default=Supply().max_tp, ge=1, le=64)
     max_pp: int = Field(default=Supply().max_pp, ge=1, le=16)
@@ -92,7 +92,7 @@ def first_problem(error: ValidationError) -> str:
     if problem["type"] == "extra_forbidden":
         return str(unknown("key", field, Ask.model_fields))
     given = problem["input"]
-    shown = "" if isinstance(given, dict | list | tuple) else f", got {given!r}"
+    shown = "" if isinstance(given, dict | list | tuple) else f", got {str(given)[:40]!r}"
     return f"{field} {message}{shown}"
 
 
@@ -115,9 +115,8 @@ def weight_dtype_named(text: str) -> WeightDtype | None:
     name = text.strip().lower()
     if name in ("", AUTO, "bfloat16", "float16"):
         return None
-    legal = (*(dtype.value for dtype in WeightDtype), AUTO, ANY)
-    if name not in legal:
-        raise unknown("weight dtype", text, legal)
+    if name not in tuple(WeightDtype):
+        raise unknown("weight dtype", text, (*tuple(WeightDtype), AUTO))
     return WeightDtype(name)
 
 
@@ -127,7 +126,7 @@ def kv_dtype_named(text: str) -> KvDtype:
         text.strip().lower(), text.strip().lower()
     )
     if name not in tuple(KvDtype):
-        raise unknown("KV dtype", text, (*(dtype.value for dtype in KvDtype), ANY))
+        raise unknown("KV dtype", text, tuple(KvDtype))
     return KvDtype(name)
 
 
@@ -157,7 +156,7 @@ def question_from(ask: Ask) -> Question:
     tpot_ms = _first(ask.tpot_p95_ms, preset.tpot_p95_ms if preset else None)
     kv = tuple(
         dict.fromkeys(
-            dtype for text in ask.kv_dtype for dtype in (ANY_KV if text == ANY else (kv_dtype_named(text),))
+            dtype for text in ask.kv_dtype or (AUTO,) for dtype in (ANY_KV if text == ANY else (kv_dtype_named(text),))
         )
     )
     return Question(
@@ -203,7 +202,8 @@ def _supply(ask: Ask, kv: tuple[KvDtype, ...]) -> Supply:
     for text in ask.purchase:
         if text not in (*tuple(Purchase), ANY):
             raise unknown("purchase", text, (*tuple(Purchase), ANY))
-    purchases = tuple(Purchase) if ANY in ask.purchase else tuple(Purchase(text) for text in ask.purchase)
+    asked = ask.purchase or (Purchase.ON_DEMAND.value,)
+    purchases = tuple(Purchase) if ANY in asked else tuple(Purchase(text) for text in asked)
     return Supply(
         providers=ask.provider,
         regions=ask.region,

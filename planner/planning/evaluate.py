@@ -225,10 +225,15 @@ def _capability(
     ttft_ms = seconds_to_ms(float(state.ttft.p95_s[row, 0]))
     tpot_ms = seconds_to_ms(float(state.tpot.p95_s[row, 0]))
     if first == 0:
-        if slo.tpot_p95_s is not None and tpot_ms > seconds_to_ms(slo.tpot_p95_s):
-            return _missed(Bottleneck.TPOT, slo.tpot_p95_s, tpot_ms)
-        assert slo.ttft_p95_s is not None
-        return _missed(Bottleneck.TTFT, slo.ttft_p95_s, ttft_ms)
+        missed = [
+            _missed(bottleneck, promised_s, best_ms)
+            for bottleneck, promised_s, best_ms in (
+                (Bottleneck.TPOT, slo.tpot_p95_s, tpot_ms),
+                (Bottleneck.TTFT, slo.ttft_p95_s, ttft_ms),
+            )
+            if promised_s is not None
+        ]
+        return max(missed, key=lambda refusal: refusal.have / refusal.need)
     at = min(first, crowds.shape[1] - 1)
     slots = next((size for size in MAX_NUM_SEQS if size >= crowds[row, at]), MAX_NUM_SEQS[-1])
     return Capability(
@@ -248,12 +253,17 @@ def _missed(bottleneck: Bottleneck, promised_s: float, best_ms: float) -> Refusa
         need_ms,
         best_ms,
         "ms",
-        f"{bottleneck.value.upper()} p95 is {_three_digits(best_ms)} ms on an almost idle replica, "
-        f"promised {_three_digits(need_ms)} ms",
+        f"{bottleneck.value.upper()} p95 is {three_digits(best_ms)} ms on an almost idle replica, "
+        f"promised {three_digits(need_ms)} ms",
     )
 
 
-def _three_digits(value: float) -> str:
+def three_digits(value: float) -> str:
+    """A number for a sentence: three significant digits, thousands separated.
+
+    >>> three_digits(3649.2)
+    '3,650'
+    """
     return f"{float(f'{value:.3g}'):,g}"
 
 

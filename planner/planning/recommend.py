@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from datetime import date
 
 from planner.domain.base import InputError
-from planner.domain.evidence import Basis
+from planner.domain.evidence import Basis, ErrorBand
 from planner.domain.hardware import Interconnect, Price, Purchase
 from planner.domain.plan import (
     Bottleneck,
@@ -16,9 +16,11 @@ from planner.domain.plan import (
     Recommendation,
     Rejection,
 )
+from planner.domain.units import seconds_to_ms
+from planner.domain.workload import Slo
 from planner.formulas.cost import token_prices, usd_per_month
 from planner.planning.candidates import Replica, Site, price_of, sites
-from planner.planning.evaluate import Service
+from planner.planning.evaluate import Service, three_digits
 from planner.planning.facts import Facts
 from planner.planning.screening import Answer, screen
 from planner.planning.sizing import Placed, Refusal
@@ -119,7 +121,10 @@ def _judge(
         saving_usd_per_month=0.0,
         saving_vs_previous_usd_per_month=None,
         pareto=False,
-        warnings=tuple(_warnings(site, price, verdict, today=facts.today)),
+        warnings=(
+            *_beyond_band(verdict, band, question.slo),
+            *_warnings(site, price, verdict, today=facts.today),
+        ),
     )
 
 
@@ -153,6 +158,19 @@ def _basis_detail(placed: Placed) -> str:
     return f"kernel tables of {operators.donor}, scaled by datasheet to {placed.gpu.name}"
 
 
+def _beyond_band(answer: Answer, band: ErrorBand | None, slo: Slo) -> Iterable[str]:
+    """Promises that the plan keeps as predicted, but not at the upper end of what is known of the error."""
+    if band is None:
+        return
+    latency = answer.service.latency
+    for name, predicted_s, factor, promised_s in (
+        ("TTFT", latency.ttft_p95_s, band.ttft_factor_high, slo.ttft_p95_s),
+        ("TPOT", latency.tpot_p95_s, band.tpot_factor_high, slo.tpot_p95_s),
+    ):
+        if promised_s is not None and predicted_s * factor > promised_s:
+            yield f"{name} p95 may reach {three_digits(seconds_to_ms(predicted_s * factor))} ms within the error band"
+
+
 def _warnings(site: Site, price: Price, answer: Answer, *, today: str) -> Iterable[str]:
     placed, budget = answer.placed, answer.capability.budget
     parallelism = placed.parallelism
@@ -173,7 +191,7 @@ def _warnings(site: Site, price: Price, answer: Answer, *, today: str) -> Iterab
     if not price.as_of:
         yield "price without a date"
     elif _age_days(price.as_of, today) > OLD_PRICE_DAYS:
-        yield f"price is {_age_days(price.as_of, today)} days old"
+        yield f"price of {price.as_of} is over {OLD_PRICE_DAYS} days old"
 
 
 def _age_days(as_of: str, today: str) -> int:

@@ -28,7 +28,7 @@ def pack(replicas: int, parallelism: Parallelism, gpus_per_instance: int) -> Fle
     4
     """
     stages = replicas * parallelism.pp
-    instances = math.ceil(stages / stages_per_instance(gpus_per_instance, parallelism.tp))
+    instances = -(-stages // stages_per_instance(gpus_per_instance, parallelism.tp))
     used_gpus = replicas * parallelism.gpus
     return Fleet(
         replicas=replicas, instances=instances, stranded_gpus=instances * gpus_per_instance - used_gpus

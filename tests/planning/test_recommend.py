@@ -10,8 +10,10 @@ from planner.assemble import Ask, ask_from, facts_for, question_from
 from planner.domain.base import InputError
 from planner.domain.hardware import Purchase
 from planner.domain.plan import Bottleneck, Recommendation
+from planner.planning.candidates import cluster_of
 from planner.planning.facts import Facts
 from planner.planning.recommend import nearest_misses, recommend, shortlist
+from planner.planning.sizing import Placed, Sizer
 
 QUESTION = {
     "model": "meta-llama/Llama-3.1-70B",
@@ -180,3 +182,57 @@ def test_an_ask_without_traffic_says_what_is_missing() -> None:
 def test_own_lengths_win_over_the_preset() -> None:
     question = question_from(Ask(model="Qwen/Qwen3-8B", preset="chat", input_tokens=77))
     assert question.workload.mean_input_tokens == 77
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({"input_tokens": 500_000}, "500256 tokens"),
+        ({"max_model_len": 100}, "more than the 100"),
+        ({"max_model_len": 1_000_000}, "at most 131072"),
+    ],
+)
+def test_what_no_request_fits_is_bad_input(changes: dict[str, object], wanted: str) -> None:
+    with pytest.raises(InputError, match=wanted):
+        answer(**changes)
+
+
+def test_one_token_answers_are_charged_to_the_prompt() -> None:
+    plan = answer(input_tokens=4000, output_tokens=1, gpu=("H100-SXM-80GB",)).plans[0]
+    input_bill = plan.cost.usd_per_million_input_tokens * 4000
+    assert input_bill / (input_bill + plan.cost.usd_per_million_output_tokens) > 0.99
+    assert plan.binding_constraint is not Bottleneck.TPOT
+
+
+def test_half_precision_opens_older_gpus() -> None:
+    question = {"model": "meta-llama/Llama-3.2-1B", "gpu": "T4", "weight_dtype": "bf16", "tpot_p95_ms": 100}
+    assert not answer(**question).plans
+    assert answer(**question | {"weight_dtype": "fp16"}).plans
+
+
+def test_bursts_thin_out_over_replicas() -> None:
+    """A hundred times the traffic needs fewer replicas a request where arrivals are bursty, and is never impossible."""
+    few = answer(arrival_cv=6, requests_per_s=2, gpu=("H200-SXM-141GB",)).plans
+    many = answer(arrival_cv=6, requests_per_s=200, gpu=("H200-SXM-141GB",)).plans
+    assert few[0].fleet.replicas * 100 > many[0].fleet.replicas
+
+
+def test_reported_memory_is_that_of_the_recommended_flags() -> None:
+    facts_now, question = facts(), question_from(ask_from(QUESTION, where="test"))
+    plan = answer().plans[0]
+    sizer = Sizer(facts_now)
+    candidate = plan.candidate
+    placed = sizer.place(
+        question.variants[0],
+        facts_now.gpus[candidate.instance.gpu],
+        candidate.parallelism,
+        kv_dtype=candidate.kv_dtype,
+        cluster=cluster_of(candidate.instance, candidate.parallelism),
+    )
+    assert isinstance(placed, Placed)
+    assert sizer.budget(placed, plan.engine) == plan.memory
+
+
+def test_a_promise_that_the_error_band_breaks_is_warned_of() -> None:
+    tight = answer(tpot_p95_ms=40).plans
+    assert any("within the error band" in warning for plan in tight for warning in plan.warnings)
