@@ -86,6 +86,16 @@ def offers(include_untrusted: bool = False) -> tuple[Offer, ...]:
     return join(instances(), (price for price in prices() if include_untrusted or price.is_trusted))
 
 
+def hidden_offers(providers: tuple[str, ...] = ()) -> int:
+    """How many prices of these providers (empty: of all) are undated or second-hand, so shown only where asked for.
+
+    >>> hidden_offers(("crusoe",))
+    0
+    """
+    hidden = (price for price in prices() if not price.is_trusted)
+    return sum(not providers or price.provider in providers for price in hidden)
+
+
 def join(shapes: Iterable[Instance], priced: Iterable[Price]) -> tuple[Offer, ...]:
     """Each price with the instance it is of. Raises InputError where there is no such instance."""
     by_name = {(shape.provider, shape.instance_type): shape for shape in shapes}

@@ -20,6 +20,7 @@ class BundledModel(Frozen):
     architecture: str
     """The class vLLM would load."""
     aliases: tuple[str, ...]
+    """Short names of this model, and hub ids (with a slash) of others with the same config."""
     source: str
     as_of: str
     path: Path
@@ -61,13 +62,17 @@ def _declared_class(path: Path) -> str:
 
 @lru_cache(maxsize=1)
 def _by_name() -> dict[str, tuple[str, Path]]:
-    """Bundled models by full name, alias and, where only one has it, name without organisation."""
+    """The model and config meant by a full name, alias or, where only one model has it, name without organisation.
+
+    An alias that is a hub id is another checkpoint of the same architecture, so it keeps its own name.
+    """
     full: dict[str, tuple[str, Path]] = {}
     short: dict[str, list[tuple[str, Path]]] = {}
     for row, path in _index():
         entry = (row["name"], path)
-        for spelling in (row["name"], *row["aliases"].split("|")):
-            full[spelling.casefold()] = entry
+        full[row["name"].casefold()] = entry
+        for alias in filter(None, row["aliases"].split("|")):
+            full[alias.casefold()] = (alias, path) if "/" in alias else entry
         short.setdefault(row["name"].rpartition("/")[2].casefold(), []).append(entry)
     return {name: entries[0] for name, entries in short.items() if len(entries) == 1} | full
 
@@ -75,7 +80,11 @@ def _by_name() -> dict[str, tuple[str, Path]]:
 def load_model(reference: str, *, weight_dtype: WeightDtype | None = None) -> Model:
     """The model `reference` means: an existing path, else a bundled name or alias, else a Hugging Face id.
 
-    A path is a config file of any name or a folder with `config.json`; names ignore case.
+    A path is a config file of any name or a folder with `config.json`; names ignore case. The model is called by
+    the hub id asked for, by its bundled name where a short alias was given.
+
+    >>> load_model("meta-llama/llama-3.1-70b-instruct").name, load_model("llama-3.1-70b").name
+    ('meta-llama/Llama-3.1-70B-Instruct', 'meta-llama/Llama-3.1-70B')
 
     Raises:
         InputError: nothing is meant by it, its config is not understood, or it cannot be had as `weight_dtype`.

@@ -49,7 +49,7 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Read every table and test the relations across rows; exit 1 where something does not fit."""
-    check_outputs(csv)
+    check_outputs(csv, inputs=folder.glob("*.csv") if folder else ())
     report = check_catalog(folder)
     columns = ("table", "row", "message")
     rows = [(problem.table, problem.row, problem.message) for problem in report.problems]
@@ -116,8 +116,9 @@ def _gpus() -> Listing:
 
     return Listing(
         (
-            *("name", "memory_gib", "memory_observed", "bandwidth_gb_per_s", "bf16_tflop_per_s"),
-            *("fp8_tflop_per_s", "nvlink_gb_per_s", "power_w", "vllm_backend", "as_of", "confidence"),
+            *("name", "memory_gib", "memory_observed", "bandwidth_gb_per_s"),
+            *("bf16_tflop_per_s", "fp16_tflop_per_s", "fp8_tflop_per_s", "nvlink_gb_per_s"),
+            *("power_w", "vllm_backend", "as_of", "confidence"),
         ),
         [
             (
@@ -126,6 +127,7 @@ def _gpus() -> Listing:
                 gpu.memory_observed,
                 gpu.memory_bandwidth_bytes_per_s / GB_BYTES,
                 rate(ComputeDtype.BF16, gpu.peak_flop_per_s),
+                rate(ComputeDtype.FP16, gpu.peak_flop_per_s),
                 rate(ComputeDtype.FP8, gpu.peak_flop_per_s),
                 gpu.nvlink_bytes_per_s / GB_BYTES,
                 gpu.power_w,
@@ -135,6 +137,7 @@ def _gpus() -> Listing:
             )
             for gpu in gpus()
         ],
+        unseen=("memory_observed", "power_w"),
     )
 
 

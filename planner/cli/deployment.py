@@ -1,5 +1,6 @@
 """One deployment as options describe it, with vLLM's defaults for what they leave out."""
 
+from pathlib import Path
 from typing import NamedTuple
 
 from pydantic import ValidationError
@@ -64,6 +65,13 @@ def _given(value: int | None, otherwise: int) -> int:
     return otherwise if value is None else value
 
 
+def length_refused(max_model_len: int, model: Model) -> str:
+    """Why vLLM does not start at this length; empty where it does."""
+    if max_model_len <= model.max_position:
+        return ""
+    return f"max_model_len must be at most {model.max_position} for {model.name}, got {max_model_len}"
+
+
 def parallelism_of(tp: int, pp: int = 1, dp: int = 1, *, ep: bool = False) -> Parallelism:
     """How a replica is spread. Raises InputError where a degree is out of range."""
     try:
@@ -86,6 +94,12 @@ def gpu_named(name: str, memory_gib: float | None = None) -> Gpu:
     return gpu.model_copy(update={"memory_bytes": gib_to_bytes(memory_gib), "memory_observed": True})
 
 
+def model_files(reference: str) -> tuple[Path, ...]:
+    """The files that a model given as a path may be read from."""
+    path = Path(reference.strip())
+    return (path, path / "config.json", path / "hf_quant_config.json")
+
+
 class Formats(NamedTuple):
     """Weight and KV-cache format by name."""
 
@@ -97,14 +111,18 @@ def deployment(model: str, gpu: Gpu, parallelism: Parallelism, formats: Formats,
     """A deployment without traffic, for questions about memory.
 
     Raises:
-        InputError: an unknown name or a value out of range.
+        InputError: an unknown name, a value out of range, or a length that vLLM refuses.
     """
     loaded = load_model(model, weight_dtype=weight_dtype_named(formats.weight))
+    settings = engine_settings(engine, loaded, gpu)
+    refused = length_refused(settings.max_model_len, loaded)
+    if refused:
+        raise InputError(refused)
     return Case(
         model=loaded,
         gpu=gpu,
         parallelism=parallelism,
         kv_dtype=kv_dtype_named(formats.kv),
-        engine=engine_settings(engine, loaded, gpu),
+        engine=settings,
         workload=None,
     )

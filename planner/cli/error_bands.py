@@ -24,10 +24,11 @@ FEWEST_RUNS = 10
 
 
 class Ratios(NamedTuple):
-    """Measured / predicted, one number a prediction."""
+    """Measured / predicted, one number a prediction, and the GPUs that were measured."""
 
     tpot: list[float]
     ttft: list[float]
+    gpus: set[str]
 
 
 class MeasuredRuns(NamedTuple):
@@ -52,15 +53,16 @@ def fit_error_bands(path: Path, facts: Facts) -> Accuracy:
         raise InputError(
             f"{path}: {runs} runs with TTFT and TPOT on GPUs that have kernel tables; {FEWEST_RUNS} are needed"
         )
-    bands = [_band(Basis.OPERATORS, own, runs, f"{path.name}, from each GPU's own kernel tables")]
+    table_of = f"{path.name} ({', '.join(sorted(own.gpus))})"
+    bands = [_band(Basis.OPERATORS, own, runs, f"{table_of}, from each GPU's own kernel tables")]
     if len(donors) > 1:
-        moved = Ratios([], [])
+        moved = Ratios([], [], set())
         for donor in donors:
             one = _ratios(known, _with_tables_of(donor, facts), Basis.TRANSFERRED)
             moved.tpot.extend(one.tpot)
             moved.ttft.extend(one.ttft)
         names = ", ".join(operators.gpu.name for operators in donors)
-        note = f"{path.name}, from the kernel tables of every other GPU of {names}, scaled by datasheet"
+        note = f"{table_of}, from the kernel tables of every other GPU of {names}, scaled by datasheet"
         bands.append(_band(Basis.TRANSFERRED, moved, runs, note))
     return Accuracy(
         source=f"{path.name}: measured runs that no operator was fitted on",
@@ -80,15 +82,16 @@ def _with_tables_of(donor: GpuOperators, facts: Facts) -> Facts:
 
 def _ratios(known: MeasuredRuns, facts: Facts, basis: Basis) -> Ratios:
     """Measured over predicted, of the runs that were predicted on this basis."""
-    ratios = Ratios([], [])
+    ratios = Ratios([], [], set())
     for run, outcome in zip(known.runs, outcomes(known.runs, facts), strict=True):
-        if outcome.status is not Status.OK or outcome.prediction.basis is not basis:
+        if run.asks is None or outcome.status is not Status.OK or outcome.prediction.basis is not basis:
             continue
         actual, values = measured(known.columns, run), predicted(outcome.prediction)
         for measure, found in (("tpot_ms_mean", ratios.tpot), ("ttft_ms_mean", ratios.ttft)):
             value = values[measure]
             if value and measure in actual:
                 found.append(actual[measure] / value)
+                ratios.gpus.add(run.asks.cases[0].gpu.name)
     return ratios
 
 

@@ -4,7 +4,7 @@ import typer
 
 from planner.assemble import facts_for
 from planner.catalog.models import load_model
-from planner.cli.deployment import Engine, Formats, deployment, gpu_named, parallelism_of
+from planner.cli.deployment import Engine, Formats, deployment, gpu_named, model_files, parallelism_of
 from planner.cli.memory import shortfall_gib
 from planner.cli.options import (
     AsJson,
@@ -57,7 +57,7 @@ def vllm(
     as_json: AsJson = False,
 ) -> None:
     """Print the `vllm serve` command of a deployment, checked to fit in memory."""
-    check_outputs(csv)
+    check_outputs(csv, inputs=model_files(model))
     case = deployment(
         model,
         gpu_named(gpu),
@@ -88,8 +88,9 @@ def vllm(
         "tp": tp,
         "pp": pp,
         "fits": refusal is None,
-        "reason": refusal.reason if refusal else missing,
+        "reason": refusal.reason if refusal else None,
         "engine_command": command,
+        "warnings": missing,
     }
     if csv is not None:
         write_csv(csv, tuple(row), [tuple(row.values())])

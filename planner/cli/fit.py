@@ -74,7 +74,7 @@ def errors(
 ) -> None:
     """Store how far predictions lie from measured runs."""
     folder = _writable_folder(calibration_dir)
-    check_outputs(csv)
+    check_outputs(csv, inputs=(measured,))
     with working("predicting measured runs from every GPU's tables"):
         accuracy = fit_error_bands(measured, facts_for(calibration_dir=calibration_dir))
     write_text(folder / ACCURACY_FILE, accuracy.model_dump_json(indent=2) + "\n")
@@ -106,7 +106,7 @@ def memory(
     from planner.calibrate.fit_memory import COVERAGE, fit_and_test
 
     folder = _writable_folder(calibration_dir)
-    check_outputs(csv)
+    check_outputs(csv, inputs=(logs,))
     fitted, errors = fit_and_test(logs)
     path = folder / MEMORY_FILE
     write_text(path, fitted.model_dump_json(indent=2) + "\n")

@@ -1,12 +1,11 @@
 """`memory`: one GPU's memory under one deployment, as vLLM's start-up log would print it."""
 
 from pathlib import Path
-from typing import NamedTuple
 
 import typer
 
 from planner.assemble import facts_for
-from planner.cli.deployment import Engine, Formats, deployment, gpu_named, parallelism_of
+from planner.cli.deployment import Engine, Formats, deployment, gpu_named, model_files, parallelism_of
 from planner.cli.options import (
     AsJson,
     CalibrationDir,
@@ -31,22 +30,16 @@ from planner.domain.plan import Bottleneck
 from planner.domain.units import bytes_to_gib
 from planner.export.atomic import check_outputs
 from planner.export.format import number, percent
+from planner.export.memory import memory_parts
 from planner.export.table import write_csv
 from planner.planning.facts import Facts
 from planner.planning.predict import Case, predict
 from planner.planning.sizing import Refusal
 
 BAR_WIDTH = 40
+MARKS = "WagnK."
+"""What stands for each part of a card in the bar."""
 TENSOR_PARALLEL = (1, 2, 4, 8, 16, 32, 64)
-
-
-class Part(NamedTuple):
-    """One share of a card."""
-
-    name: str
-    size_bytes: int
-    mark: str
-    """What stands for it in the bar."""
 
 
 def memory(
@@ -69,6 +62,7 @@ def memory(
     as_json: AsJson = False,
 ) -> None:
     """Divide one GPU's memory as vLLM would."""
+    check_outputs(csv, inputs=model_files(model))
     case = deployment(
         model,
         gpu_named(gpu, gpu_memory_gib),
@@ -88,7 +82,6 @@ def memory(
 
 def show_memory(case: Case, facts: Facts, *, csv: Path | None, as_json: bool) -> bool:
     """Prints and writes the budget of a deployment; False where the engine would not start."""
-    check_outputs(csv)
     prediction = predict([case], facts)[0]
     budget, refusal = prediction.memory, prediction.refusal
     columns = ("part", "gib", "share_ratio")
@@ -115,21 +108,9 @@ def show_memory(case: Case, facts: Facts, *, csv: Path | None, as_json: bool) ->
     return refusal is None
 
 
-def parts(budget: MemoryBudget) -> tuple[Part, ...]:
-    """The parts of a card; they add up to it, KV cache being negative where the model does not fit."""
-    return (
-        Part("weights", budget.weights_bytes, "W"),
-        Part("activations", budget.activation_bytes, "a"),
-        Part("CUDA graphs", budget.cuda_graph_bytes, "g"),
-        Part("outside torch", budget.non_torch_bytes, "n"),
-        Part("KV cache", budget.kv_cache_bytes, "K"),
-        Part("left alone", budget.outside_bytes, "."),
-    )
-
-
 def budget_rows(budget: MemoryBudget) -> list[tuple[str, float, float]]:
     """Part, GiB and share of the card, the card itself last."""
-    rows = [(part.name, part.size_bytes) for part in parts(budget)] + [("card", budget.total_bytes)]
+    rows = [*memory_parts(budget), ("card", budget.total_bytes)]
     return [(name, bytes_to_gib(size), size / budget.total_bytes) for name, size in rows]
 
 
@@ -188,7 +169,8 @@ def _print(case: Case, budget: MemoryBudget) -> None:
     rows = [[name, number(gib), percent(share)] for name, gib, share in budget_rows(budget)]
     show_table(f"{case.model.name} on {case.gpu.name}, {degrees}: one GPU", ["part", "GiB", "share"], rows)
     say(f"  [{bar(budget)}]")
-    say(f"  {', '.join(f'{part.mark} {part.name}' for part in parts(budget))}")
+    parts = zip(MARKS, memory_parts(budget), strict=True)
+    say(f"  {', '.join(f'{mark} {part.name}' for mark, part in parts)}")
     say()
     say(f"GPU KV cache size: {budget.kv_cache_tokens:,} tokens")
     say(f"Maximum concurrency for {budget.max_model_len:,} tokens per request: {budget.max_concurrency:.2f}x")
@@ -218,7 +200,7 @@ def bar(budget: MemoryBudget) -> str:
     A part is never narrower than its share by more than one letter.
     """
     text, end_bytes = "", 0
-    for part in parts(budget):
+    for mark, part in zip(MARKS, memory_parts(budget), strict=True):
         end_bytes += max(part.size_bytes, 0)
-        text += part.mark * (round(BAR_WIDTH * end_bytes / budget.total_bytes) - len(text))
+        text += mark * (round(BAR_WIDTH * end_bytes / budget.total_bytes) - len(text))
     return text

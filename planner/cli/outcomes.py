@@ -72,10 +72,9 @@ def _outcome(candidates: Sequence[Prediction | str], asks: RunCases) -> Outcome:
         problem = next(candidate for candidate in candidates if isinstance(candidate, str))
         return Outcome(Prediction(), Status.ERROR, problem)
     prediction = min(known, key=lambda one: one.output_tokens_per_s)
-    if prediction.refusal is not None:
-        return Outcome(prediction, Status.REJECTED, prediction.refusal.reason)
-    if asks.turned_away:
-        return Outcome(prediction, Status.REJECTED, asks.turned_away)
+    refusal = prediction.refusal.reason if prediction.refusal is not None else ""
+    if asks.turned_away or refusal:
+        return Outcome(prediction, Status.REJECTED, asks.turned_away or refusal)
     return Outcome(prediction, Status.OK, asks.note)
 
 

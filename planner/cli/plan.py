@@ -5,10 +5,17 @@ from typing import Annotated
 
 import typer
 
+from planner.assemble import Ask
 from planner.cli.options import AsJson, CalibrationDir
 from planner.cli.plan_answer import DEFAULT_TOP, Outputs, answer
 from planner.cli.question_file import merged
 from planner.domain.base import InputError
+
+
+def _usual(field: str, text: str) -> str:
+    """Help of an option with the value that `Ask` gives its field where it is left out."""
+    value = Ask.model_fields[field].default
+    return f"{text} [default: {','.join(value) if isinstance(value, tuple) else value}]"
 
 
 def plan(
@@ -21,9 +28,12 @@ def plan(
         str | None, typer.Option(help="A bundled name, a Hugging Face id, or a path to a config.json.")
     ] = None,
     weight_dtype: Annotated[
-        list[str] | None, typer.Option(help="auto, any, or formats such as fp8 (commas between).")
+        list[str] | None,
+        typer.Option(help=_usual("weight_dtype", "auto, any, or formats such as fp8 (commas between).")),
     ] = None,
-    kv_dtype: Annotated[list[str] | None, typer.Option(help="auto, any, bf16, fp16 or fp8.")] = None,
+    kv_dtype: Annotated[
+        list[str] | None, typer.Option(help=_usual("kv_dtype", "auto, any, bf16, fp16 or fp8."))
+    ] = None,
     preset: Annotated[str | None, typer.Option(help="A workload of `catalog list presets`.")] = None,
     input_tokens: Annotated[float | None, typer.Option(help="Prompt length [tokens].")] = None,
     output_tokens: Annotated[float | None, typer.Option(help="Answer length [tokens].")] = None,
@@ -34,22 +44,32 @@ def plan(
         float | None, typer.Option(help="Spread of the gaps between requests: 1 is Poisson.")
     ] = None,
     requests_per_s: Annotated[float | None, typer.Option(help="Mean request rate.")] = None,
-    ttft_p95_ms: Annotated[float | None, typer.Option(help="Time to first token owed [ms].")] = None,
-    tpot_p95_ms: Annotated[float | None, typer.Option(help="Time per output token owed [ms].")] = None,
+    ttft_p95_ms: Annotated[float | None, typer.Option(help="Time to first token promised [ms].")] = None,
+    tpot_p95_ms: Annotated[float | None, typer.Option(help="Time per output token promised [ms].")] = None,
     provider: Annotated[list[str] | None, typer.Option(help="Only these providers.")] = None,
     region: Annotated[list[str] | None, typer.Option(help="Only these regions.")] = None,
     gpu: Annotated[list[str] | None, typer.Option(help="Only these GPUs.")] = None,
     purchase: Annotated[
-        list[str] | None, typer.Option(help="on_demand, reserved_1y, reserved_3y, spot or any.")
+        list[str] | None,
+        typer.Option(help=_usual("purchase", "on_demand, reserved_1y, reserved_3y, spot or any.")),
     ] = None,
     budget_usd_per_month: Annotated[float | None, typer.Option(help="At most this a month.")] = None,
-    peak_ratio: Annotated[float | None, typer.Option(help="Peak request rate over the mean one.")] = None,
-    headroom_ratio: Annotated[
-        float | None, typer.Option(help="Share of capacity kept free at the peak, 0-1.")
+    peak_ratio: Annotated[
+        float | None, typer.Option(help=_usual("peak_ratio", "Peak request rate over the mean one."))
     ] = None,
-    spare_replicas: Annotated[int | None, typer.Option(help="Replicas beyond need: 1 is N+1.")] = None,
-    max_tp: Annotated[int | None, typer.Option(help="Largest tensor-parallel degree.")] = None,
-    max_pp: Annotated[int | None, typer.Option(help="Largest pipeline-parallel degree.")] = None,
+    headroom_ratio: Annotated[
+        float | None,
+        typer.Option(help=_usual("headroom_ratio", "Share of capacity kept free at the peak, 0-1.")),
+    ] = None,
+    spare_replicas: Annotated[
+        int | None, typer.Option(help=_usual("spare_replicas", "Replicas beyond need: 1 is N+1."))
+    ] = None,
+    max_tp: Annotated[
+        int | None, typer.Option(help=_usual("max_tp", "Largest tensor-parallel degree."))
+    ] = None,
+    max_pp: Annotated[
+        int | None, typer.Option(help=_usual("max_pp", "Largest pipeline-parallel degree."))
+    ] = None,
     max_model_len: Annotated[int | None, typer.Option(help="Longest sequence served [tokens].")] = None,
     engine_version: Annotated[str | None, typer.Option(help="vLLM release.")] = None,
     include_untrusted: Annotated[
@@ -66,9 +86,7 @@ def plan(
     previous_usd_per_month: Annotated[
         float | None, typer.Option(help="What the present choice costs, to compare with.")
     ] = None,
-    top: Annotated[
-        int | None, typer.Option(help=f"Recommendations shown; {DEFAULT_TOP} if left out.")
-    ] = None,
+    top: Annotated[int | None, typer.Option(help=f"Recommendations shown. [default: {DEFAULT_TOP}]")] = None,
     csv: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the recommendations to FILE.")
     ] = None,
@@ -113,7 +131,7 @@ def plan(
     values = merged(question, options)
     if not values.get("model"):
         raise InputError("plan needs a model: give --model, or a question file with one")
-    found = answer(values, Outputs(csv, rejections, as_json), where=str(question or "plan"))
+    found = answer(values, Outputs(csv, rejections, as_json), question)
     if not found:
         raise typer.Exit(1)
 

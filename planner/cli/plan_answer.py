@@ -5,14 +5,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 from planner.assemble import Ask, ask_from, facts_for, question_from
+from planner.catalog.load import hidden_offers
 from planner.catalog.models import load_model
+from planner.cli.deployment import model_files
 from planner.cli.plan_json import answer_json
 from planner.cli.plan_report import Answer, report
 from planner.cli.question_file import previous_usd_per_month
 from planner.cli.screen import note, show_json, working
 from planner.domain.base import InputError
-from planner.export.atomic import check_outputs
-from planner.export.recommendation import write_recommendation, write_rejections
+from planner.domain.plan import Question, Recommendation
+from planner.export.atomic import check_outputs, write_texts
+from planner.export.format import count
+from planner.export.recommendation import recommendation_csv, rejections_csv
+from planner.planning.facts import Facts
 from planner.planning.recommend import recommend, shortlist
 
 DEFAULT_TOP = 5
@@ -27,13 +32,17 @@ class Outputs(NamedTuple):
     as_json: bool
 
 
-def answer(values: Mapping[str, object], outputs: Outputs, *, where: str) -> bool:
-    """Answers the question; False where nothing fits.
+def answer(values: Mapping[str, object], outputs: Outputs, question_file: Path | None) -> bool:
+    """Answers the question, kept in a file or not; False where nothing fits.
 
     Raises:
         InputError: a value is wrong or missing, or an output cannot be written.
     """
-    check_outputs(outputs.csv, outputs.rejections)
+    where = str(question_file or "plan")
+    inputs = (question_file, _path(values.get("prices")), _path(values.get("previous")))
+    check_outputs(
+        outputs.csv, outputs.rejections, inputs=(*inputs, *model_files(str(values.get("model", ""))))
+    )
     top = _top(values.get("top"), where)
     calibration_dir = _path(values.get("calibration_dir"))
     found = _ask(values, where)
@@ -42,21 +51,36 @@ def answer(values: Mapping[str, object], outputs: Outputs, *, where: str) -> boo
         facts = facts_for(
             include_untrusted=found.include_untrusted, prices=found.prices, calibration_dir=calibration_dir
         )
-        recommendation = recommend(question, facts)
+        recommendation = _recommended(found, question, facts)
     plans = shortlist(recommendation.plans, top)
-    result = Answer(found, question, load_model(found.model), recommendation, plans)
+    result = Answer(found, question, load_model(found.model), facts.accuracy, recommendation, plans)
+    texts = {}
     if outputs.csv is not None:
-        write_recommendation(outputs.csv, plans, result.checkpoint)
+        texts[outputs.csv] = recommendation_csv(plans, result.checkpoint)
     if outputs.rejections is not None:
-        write_rejections(outputs.rejections, recommendation.rejections)
+        texts[outputs.rejections] = rejections_csv(recommendation.rejections)
+    write_texts(texts)
     if outputs.as_json:
         show_json(answer_json(result))
     else:
         report(result)
-    for path in (outputs.csv, outputs.rejections):
-        if path is not None:
-            note(f"wrote {path}")
+    for path in texts:
+        note(f"wrote {path}")
     return bool(plans)
+
+
+def _recommended(ask: Ask, question: Question, facts: Facts) -> Recommendation:
+    """The answer; where there is nothing to choose from, the error says what is hidden."""
+    try:
+        return recommend(question, facts)
+    except InputError as error:
+        hidden = hidden_offers(ask.provider)
+        sold = any(offer.instance.provider in ask.provider for offer in facts.offers)
+        if sold or not hidden or not ask.provider:
+            raise
+        names = f"{' and '.join(ask.provider)} {'has' if len(ask.provider) == 1 else 'have'}"
+        message = f"{names} {count(hidden, 'price')}, all undated or second-hand: --include-untrusted"
+        raise InputError(f"{error}; {message}") from None
 
 
 def _ask(values: Mapping[str, object], where: str) -> Ask:

@@ -7,11 +7,14 @@ from typing import NamedTuple
 from planner.assemble import AUTO, Ask
 from planner.cli.screen import note, say, show_table
 from planner.domain.dtypes import KvDtype
+from planner.domain.evidence import Accuracy
 from planner.domain.model import Model
 from planner.domain.plan import Bottleneck, Plan, Question, Recommendation, Rejection
 from planner.domain.units import MONTHS_PER_YEAR, bytes_to_gib, seconds_to_ms
-from planner.export.format import milliseconds, number, percent, usd
+from planner.export.evidence import tested
+from planner.export.format import count, exact, milliseconds, number, percent, promised, usd
 from planner.export.recommendation import engine_command, plan_warnings
+from planner.export.vllm import missing_checkpoint
 from planner.planning.recommend import nearest_misses
 
 NEAREST = 5
@@ -23,8 +26,8 @@ RELAX = {
     Bottleneck.PARALLELISM: "allow other tensor-parallel degrees (--max-tp)",
     Bottleneck.MEMORY: "allow more GPUs a replica (--max-tp, --max-pp), other GPUs, or lossy formats "
     "(--weight-dtype any --kv-dtype any)",
-    Bottleneck.TTFT: "owe a longer time to first token (--ttft-p95-ms), or allow a larger --max-tp or faster GPUs",
-    Bottleneck.TPOT: "owe a longer time per output token (--tpot-p95-ms), or allow a larger --max-tp or faster GPUs",
+    Bottleneck.TTFT: "promise a longer time to first token (--ttft-p95-ms), or allow a larger --max-tp or faster GPUs",
+    Bottleneck.TPOT: "promise a longer time per token (--tpot-p95-ms), or allow a larger --max-tp or faster GPUs",
     Bottleneck.BUDGET: "raise --budget-usd-per-month, or allow cheaper ways to pay (--purchase any) and providers",
 }
 
@@ -36,6 +39,8 @@ class Answer(NamedTuple):
     question: Question
     checkpoint: Model
     """The model as it is stored, before any format that was asked for."""
+    accuracy: Accuracy
+    """What is known of the errors of predictions."""
     recommendation: Recommendation
     shortlist: tuple[Plan, ...]
 
@@ -61,15 +66,15 @@ def report(answer: Answer) -> None:
 def _asked(question: Question) -> str:
     workload, slo = question.workload, question.slo
     rate = workload.requests_per_s or 0.0
-    owed = [
-        f"{name} p95 within {seconds_to_ms(limit):,g} ms"
+    limits = [
+        f"{name} p95 within {promised(seconds_to_ms(limit))}"
         for name, limit in (("TTFT", slo.ttft_p95_s), ("TPOT", slo.tpot_p95_s))
         if limit is not None
     ]
     return (
-        f"{question.variants[0].name}: {workload.mean_input_tokens:,g} tokens in, "
-        f"{workload.mean_output_tokens:,g} out, {rate:,g} requests/s on average, "
-        f"{rate * question.reserve.peak_ratio:,g} at the peak; {', '.join(owed) or 'no latency owed'}"
+        f"{question.variants[0].name}: {count(workload.mean_input_tokens, 'token')} in, "
+        f"{exact(workload.mean_output_tokens)} out, {count(rate, 'request')}/s on average, "
+        f"{exact(rate * question.reserve.peak_ratio)} at the peak; {', '.join(limits) or 'no latency promised'}"
     )
 
 
@@ -78,10 +83,11 @@ def _headline(answer: Answer) -> Iterator[str]:
     plan = answer.shortlist[0]
     candidate, fleet, cost, slo = plan.candidate, plan.fleet, plan.cost, answer.question.slo
     instance, price = candidate.instance, candidate.price
-    stranded = f", {fleet.stranded_gpus} GPUs idle" if fleet.stranded_gpus else ""
+    band = answer.accuracy.band(plan.basis)
+    stranded = f", {count(fleet.stranded_gpus, 'GPU')} idle" if fleet.stranded_gpus else ""
     yield (
         f"{fleet.instances} x {instance.instance_type} ({instance.provider} {price.region}, "
-        f"{PURCHASES[price.purchase]}): {fleet.replicas} replica{'s' if fleet.replicas > 1 else ''} "
+        f"{PURCHASES[price.purchase]}): {count(fleet.replicas, 'replica')} "
         f"at {_layout(plan)} on {instance.gpu}, {_formats(plan)}{stranded}"
     )
     yield (
@@ -101,10 +107,13 @@ def _headline(answer: Answer) -> Iterator[str]:
         f"{plan.memory.kv_cache_tokens:,} tokens"
     )
     yield (
-        f"  basis    {plan.basis.value} ({plan.basis_detail}); median TPOT error "
-        f"{percent(plan.expected_error_ratio)}"
+        f"  basis    {plan.basis.value} ({plan.basis_detail}); {tested(band)}"
+        + (f"\n           runs: {band.note}" if band else "")
     )
     yield f"  engine   {engine_command(plan, answer.checkpoint)}"
+    missing = missing_checkpoint(answer.checkpoint, candidate.weight_dtype)
+    if missing:
+        yield f"           # {missing}"
 
 
 def _layout(plan: Plan) -> str:
@@ -118,9 +127,9 @@ def _formats(plan: Plan) -> str:
     return f"{plan.candidate.weight_dtype.value} weights{cache}"
 
 
-def _against(time_s: float, owed_s: float | None) -> str:
+def _against(time_s: float, promised_s: float | None) -> str:
     shown = milliseconds(seconds_to_ms(time_s))
-    return shown if owed_s is None else f"{shown} of {seconds_to_ms(owed_s):,g} ms owed"
+    return shown if promised_s is None else f"{shown} of {promised(seconds_to_ms(promised_s))} promised"
 
 
 def _show_shortlist(answer: Answer) -> None:
@@ -130,7 +139,7 @@ def _show_shortlist(answer: Answer) -> None:
         [f"{rank}{'*' if plan.pareto else ''}", *(column.cell(plan) for column in shown)]
         for rank, plan in enumerate(plans, start=1)
     ]
-    title = f"The {len(plans)} cheapest; * no cheaper plan has a lower TPOT"
+    title = f"The {f'{len(plans)} ' if len(plans) > 1 else ''}cheapest; * no cheaper plan has a lower TPOT"
     show_table(title, ["#", *(column.header for column in shown)], rows)
     _show_warnings(answer)
 
@@ -187,16 +196,12 @@ def _show_cost(plan: Plan, recommendation: Recommendation) -> None:
             for purchase, cost in ways.items()
         )
     )
-    dearest = plan.cost.usd_per_month + plan.saving_usd_per_month
-    say(
-        _saving(
-            plan.saving_usd_per_month,
-            f"the dearest of {len(recommendation.plans):,} that work, {usd(dearest)}",
-        )
-    )
     if plan.saving_vs_previous_usd_per_month is not None:
         previous = plan.cost.usd_per_month + plan.saving_vs_previous_usd_per_month
         say(_saving(plan.saving_vs_previous_usd_per_month, f"the previous choice, {usd(previous)}"))
+    if plan.saving_usd_per_month > 0:
+        spared = usd(plan.saving_usd_per_month)
+        say(f"The dearest of {len(recommendation.plans):,} that work costs {spared} a month more.")
 
 
 def _saving(usd_per_month: float, against: str) -> str:
@@ -238,14 +243,14 @@ def _show_rejected(rejections: Sequence[Rejection]) -> None:
     rows = [
         [
             bottleneck.value,
-            f"{count:,}",
+            f"{times:,}",
             f"{first[bottleneck].candidate.instance.provider} {first[bottleneck].candidate.instance.instance_type} "
             f"TP {first[bottleneck].candidate.parallelism.tp}: {first[bottleneck].reason}",
         ]
-        for bottleneck, count in counts.most_common()
+        for bottleneck, times in counts.most_common()
     ]
     say()
-    show_table(f"Turned down: {len(rejections):,} candidates", ["for", "count", "for example"], rows)
+    show_table(f"Turned down: {count(len(rejections), 'candidate')}", ["for", "count", "for example"], rows)
 
 
 def _hints(answer: Answer) -> Iterator[str]:

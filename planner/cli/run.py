@@ -16,7 +16,7 @@ ANSWERED, NOTHING_FITS, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 app = typer.Typer(
     name="planner",
-    help="From a model, its traffic and the latency owed to a costed vLLM deployment.",
+    help="From a model, its traffic and the latency promised (SLO) to a costed vLLM deployment.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from planner.assemble import first_problem, kv_dtype_named, weight_dtype_named
 from planner.catalog.models import load_model
 from planner.catalog.nearest import unknown
-from planner.cli.deployment import Engine, engine_settings, gpu_named, parallelism_of
+from planner.cli.deployment import Engine, engine_settings, gpu_named, length_refused, parallelism_of
 from planner.domain.base import InputError
 from planner.domain.hardware import Gpu
 from planner.domain.model import Model
@@ -41,7 +41,7 @@ class RunCases(NamedTuple):
 
     cases: tuple[Case, ...]
     turned_away: str = ""
-    """Why the engine would answer none of its requests, although it starts."""
+    """Why the engine would answer none of its requests, even if memory lets it start."""
     own_length: bool = False
     """The row does not say `max_model_len`; if the model's own is too long for the cache, a shorter one may serve."""
     note: str = ""
@@ -74,15 +74,9 @@ class CaseReader:
         if engine not in ENGINES + SIMILAR_ENGINES:
             return str(Cells({"engine": engine}).error("engine", f"vllm (or {', '.join(SIMILAR_ENGINES)})"))
         note = "" if engine in ENGINES else f"{engine} is predicted as if it were vLLM"
-        prompt_tokens = max((workload.input_tokens for workload in workloads), default=0.0)
-        if prompt_tokens >= deployment.engine.max_model_len:
-            longest = deployment.engine.max_model_len
-            reason = (
-                f"prompts of {prompt_tokens:g} tokens leave no room for an answer in max_model_len {longest}"
-            )
-            return RunCases((deployment,), reason, note=note)
-        if not workloads:
-            return RunCases((deployment,), note=note)
+        turned_away = _turned_away(deployment, workloads)
+        if turned_away or not workloads:
+            return RunCases((deployment,), turned_away, note=note)
         return RunCases(
             tuple(deployment._replace(workload=workload) for workload in workloads),
             own_length=self._length_at < 0 or not cells[self._length_at].strip(),
@@ -130,6 +124,15 @@ class CaseReader:
             engine=engine_settings(engine, model, gpu),
             workload=None,
         )
+
+
+def _turned_away(deployment: Case, workloads: Sequence[Workload]) -> str:
+    """Why no request would be answered at this `max_model_len`; empty where some would."""
+    longest = deployment.engine.max_model_len
+    prompt_tokens = max((workload.input_tokens for workload in workloads), default=0.0)
+    if prompt_tokens >= longest:
+        return f"prompts of {prompt_tokens:g} tokens leave no room for an answer in max_model_len {longest}"
+    return length_refused(longest, deployment.model)
 
 
 def _texts(cells: Sequence[str], positions: Sequence[int]) -> tuple[str, ...]:

@@ -3,18 +3,22 @@
 import contextlib
 import csv
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
-from planner.catalog.nearest import nearest
+from planner.catalog.nearest import fold, nearest
 from planner.cli.run_cases import KNOWN_COLUMNS, REQUIRED_COLUMNS, CaseReader, RunCases
 from planner.cli.screen import note
 from planner.domain.base import InputError
-from planner.export.predictions import PREDICTION_COLUMNS
+from planner.export.predictions import MEASURES, PREDICTION_COLUMNS
 
 LARGEST_CELL = 1_000_000
 """Characters; a quotation mark that is never closed swallows what follows it up to here."""
-REPLACEMENT = "\ufffd"
+SHORTEST_WORD = 4
+"""Shorter names (tp, dp, tps) are alike without being meant."""
+ALIKE_RATIO = 0.85
+"""`difflib` similarity from which a column is taken for a misspelt one; a name without its unit is one too."""
 
 
 class Run(NamedTuple):
@@ -47,6 +51,8 @@ def open_runs(path: Path) -> Iterator[RunsTable]:
             rows = _rows(stream)
             header = [name.strip() for name in next(rows, ())]
             _check_header(path, header)
+            for name, meant in misspelt(header):
+                note(f"{path}: column {name} is not used; did you mean {meant}?")
             kept = [index for index, name in enumerate(header) if name not in PREDICTION_COLUMNS]
             if len(kept) < len(header):
                 note(f"{path}: earlier predictions in it are replaced")
@@ -82,6 +88,24 @@ def _check_header(path: Path, header: list[str]) -> None:
     for name in KNOWN_COLUMNS:
         if header.count(name) > 1:
             raise InputError(f"{path}: column {name} stands twice")
+
+
+def misspelt(header: Sequence[str]) -> list[tuple[str, str]]:
+    """Columns that nothing reads, each with the absent one that it is nearly called.
+
+    >>> misspelt(["model", "gpu", "concurency", "comment"])
+    [('concurency', 'concurrency')]
+    """
+    absent = {fold(name): name for name in KNOWN_COLUMNS if name not in header and len(name) >= SHORTEST_WORD}
+    read = {*KNOWN_COLUMNS, *MEASURES, *PREDICTION_COLUMNS}
+    found = []
+    for name in header:
+        if name not in read and len(name) >= SHORTEST_WORD:
+            word = fold(name)
+            shortened = [f"{word}pers"] if f"{word}pers" in absent else []
+            near = shortened or get_close_matches(word, absent, n=1, cutoff=ALIKE_RATIO)
+            found += [(name, absent[meant]) for meant in near]
+    return found
 
 
 def _runs(rows: Iterator[list[str]], header: list[str], kept: list[int]) -> Iterator[Run]:

@@ -1,6 +1,7 @@
 """`ui`: starts the dashboard."""
 
 import importlib.util
+import os
 import subprocess
 import sys
 from typing import Annotated
@@ -23,14 +24,10 @@ def ui(
     if not app_path().is_file():
         raise InputError(f"the dashboard is not there: {app_path()}")
     command = streamlit_command(port=port, address=address, headless=headless, extra=context.args)
-    with subprocess.Popen(command) as server:
-        try:
-            code = server.wait()
-        except KeyboardInterrupt:
-            # The terminal has interrupted the server too; let it close its connections.
-            code = server.wait(timeout=10)
-    if code:
-        raise typer.Exit(code)
+    if os.name == "posix":
+        # The server takes this process's place: whoever ends it by its id ends the server.
+        os.execv(command[0], command)
+    raise typer.Exit(subprocess.run(command, check=False).returncode)
 
 
 def streamlit_command(*, port: int, address: str, headless: bool, extra: list[str]) -> list[str]:

@@ -68,7 +68,7 @@ def validate(
 ) -> None:
     """Predict measured runs and print the errors."""
     check_method(method)
-    check_outputs(output, csv)
+    check_outputs(output, csv, inputs=(measured,))
     found = examine(measured, facts_for(calibration_dir=calibration_dir), output)
     rows = error_rows(found.checked)
     if csv is not None:

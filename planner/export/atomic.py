@@ -3,7 +3,7 @@
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TextIO
 
@@ -14,10 +14,10 @@ def check_writable(path: Path) -> None:
     """Finds out before the work is done whether its result can be written.
 
     Raises:
-        InputError: the folder is missing or may not be written, or `path` is a folder.
+        InputError: the folder is missing or may not be written, `path` is a folder, or its links form a loop.
     """
+    folder = _resolved(path).parent
     try:
-        folder = path.resolve().parent
         if path.is_dir():
             raise InputError(f"cannot write {path}: it is a folder, name a file in it")
         if not folder.is_dir():
@@ -28,13 +28,43 @@ def check_writable(path: Path) -> None:
         raise InputError(f"cannot write {str(path)[:200]}: {error.strerror or error}") from None
 
 
-def check_outputs(*paths: Path | None) -> None:
-    """The same for every output of one command that is wanted; no two may be one file. Raises InputError."""
+def check_outputs(*paths: Path | None, inputs: Iterable[Path | None] = ()) -> None:
+    """The same for every output of one command that is wanted; no two may be one file, and none an input.
+
+    Raises:
+        InputError: see `check_writable`; or two of the files are one.
+    """
     wanted = [path for path in paths if path is not None]
+    read = [path for path in inputs if path is not None]
     for index, path in enumerate(wanted):
         check_writable(path)
-        if path.resolve() in [other.resolve() for other in wanted[:index]]:
+        if _resolved(path) in [_resolved(other) for other in wanted[:index]]:
             raise InputError(f"cannot write {path} twice: name another file for one of the outputs")
+        if any(_is_same_file(path, other) for other in read):
+            raise InputError(f"cannot write {path}: this command reads it, name another file")
+
+
+def _resolved(path: Path) -> Path:
+    """The file that is written in the end."""
+    try:
+        target = path.resolve()
+        is_loop = target.is_symlink()
+    except RuntimeError:
+        # Up to Python 3.12; later ones leave the link as it is.
+        is_loop = True
+    except OSError as error:
+        raise InputError(f"cannot write {str(path)[:200]}: {error.strerror or error}") from None
+    if is_loop:
+        raise InputError(f"cannot write {path}: its symbolic links form a loop")
+    return target
+
+
+def _is_same_file(output: Path, read: Path) -> bool:
+    """True where writing would replace what is read; devices cannot be replaced."""
+    try:
+        return output.is_file() and output.samefile(read)
+    except (OSError, ValueError):
+        return False
 
 
 @contextlib.contextmanager
@@ -47,20 +77,69 @@ def atomic_text(path: Path) -> Iterator[TextIO]:
         InputError: the file cannot be written.
     """
     check_writable(path)
-    target = path.resolve()
-    try:
-        if target.exists() and not target.is_file():
+    target = _resolved(path)
+    with _named(path):
+        if _is_special(target):
             with _open(target) as stream:
                 yield stream
             return
         with _temporary_beside(target) as temporary:
-            with _open(temporary) as stream:
+            with _stored(temporary) as stream:
                 yield stream
-                stream.flush()
-                os.fsync(stream.fileno())
             temporary.replace(target)
+
+
+def write_texts(texts: Mapping[Path, str]) -> None:
+    """Several whole files; where one cannot be written, those there already are left as they were.
+
+    Raises:
+        InputError: a file cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+        renames = []
+        for path, text in texts.items():
+            check_writable(path)
+            target = _resolved(path)
+            with _named(path):
+                if _is_special(target):
+                    with _open(target) as stream:
+                        stream.write(text)
+                    continue
+                temporary = stack.enter_context(_temporary_beside(target))
+                with _stored(temporary) as stream:
+                    stream.write(text)
+                renames.append((path, temporary, target))
+        for path, temporary, target in renames:
+            with _named(path):
+                temporary.replace(target)
+
+
+def write_text(path: Path, text: str) -> None:
+    """One whole file. Raises InputError where it cannot be written."""
+    write_texts({path: text})
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """What the system says of a write, with the name that the user gave."""
+    try:
+        yield
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def _is_special(target: Path) -> bool:
+    """A device or a pipe."""
+    return target.exists() and not target.is_file()
+
+
+@contextlib.contextmanager
+def _stored(path: Path) -> Iterator[TextIO]:
+    """A stream whose text is on the disk when the block ends well."""
+    with _open(path) as stream:
+        yield stream
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def _open(path: Path) -> TextIO:
@@ -85,9 +164,3 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-def write_text(path: Path, text: str) -> None:
-    """One whole file. Raises InputError where it cannot be written."""
-    with atomic_text(path) as stream:
-        stream.write(text)

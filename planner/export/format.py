@@ -3,6 +3,8 @@
 import math
 
 DIGITS = 3
+LONG_MS = 1e4
+"""From here on a time is shown in seconds."""
 
 
 def rounded(value: float, digits: int = DIGITS) -> float:
@@ -51,10 +53,37 @@ def percent(ratio: float) -> str:
     return f"{100 * ratio:.{0 if abs(ratio) >= 0.0995 else 1}f} %"
 
 
+def exact(value: float) -> str:
+    """A number as it was typed, thousands separated.
+
+    >>> exact(1e6), exact(2345.5)
+    ('1,000,000', '2,345.5')
+    """
+    return f"{value:,.10g}"
+
+
+def count(value: float, noun: str) -> str:
+    """How many of something, in the plural where it is due.
+
+    >>> count(1, "replica"), count(3, "replica"), count(2.5, "request")
+    ('1 replica', '3 replicas', '2.5 requests')
+    """
+    return f"{exact(value)} {noun}{'' if value == 1 else 's'}"
+
+
+def promised(limit_ms: float) -> str:
+    """A latency limit as it was typed; in s where it is long.
+
+    >>> promised(2345.0), promised(1e6)
+    ('2,345 ms', '1,000 s')
+    """
+    return f"{exact(limit_ms / 1e3)} s" if limit_ms >= LONG_MS else f"{exact(limit_ms)} ms"
+
+
 def milliseconds(time_ms: float) -> str:
     """A latency given in ms; shown in s where it is long.
 
     >>> milliseconds(45.67), milliseconds(65400.0)
     ('45.7 ms', '65.4 s')
     """
-    return f"{number(time_ms / 1e3)} s" if time_ms >= 1e4 else f"{number(time_ms)} ms"
+    return f"{number(time_ms / 1e3)} s" if time_ms >= LONG_MS else f"{number(time_ms)} ms"

@@ -1,13 +1,12 @@
 """Plans and rejections as tables with a fixed set of columns."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from planner.domain.deployment import Layout
 from planner.domain.model import Model
 from planner.domain.plan import Candidate, Plan, Rejection
 from planner.domain.units import seconds_to_ms
-from planner.export.table import Cell, csv_text, write_csv
+from planner.export.table import Cell, csv_text
 from planner.export.vllm import missing_checkpoint, serve_command
 
 PLAN_COLUMNS = (
@@ -136,11 +135,6 @@ def recommendation_csv(plans: Sequence[Plan], checkpoint: Model) -> str:
     return csv_text(PLAN_COLUMNS, plan_rows(plans, checkpoint))
 
 
-def write_recommendation(path: Path, plans: Sequence[Plan], checkpoint: Model) -> None:
-    """The recommendation table as a file. Raises InputError where it cannot be written."""
-    write_csv(path, PLAN_COLUMNS, plan_rows(plans, checkpoint))
-
-
 def _candidate_cells(candidate: Candidate) -> tuple[Cell, ...]:
     return (
         candidate.instance.provider,
@@ -168,6 +162,6 @@ def rejection_row(rejection: Rejection) -> tuple[Cell, ...]:
     )
 
 
-def write_rejections(path: Path, rejections: Sequence[Rejection]) -> None:
-    """Every rejected candidate as a file. Raises InputError where it cannot be written."""
-    write_csv(path, REJECTION_COLUMNS, map(rejection_row, rejections))
+def rejections_csv(rejections: Sequence[Rejection]) -> str:
+    """Every rejected candidate as one text."""
+    return csv_text(REJECTION_COLUMNS, map(rejection_row, rejections))

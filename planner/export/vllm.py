@@ -36,8 +36,8 @@ def serve_command(
 ) -> str:
     """One shell line that starts a replica of `checkpoint` under these settings.
 
-    Where the wanted weight format needs another checkpoint, a comment at the end says which. A replica
-    across instances is started through Ray.
+    A replica across instances is started through Ray. Where the wanted weight format needs another checkpoint,
+    `missing_checkpoint` says which.
     """
     parallelism = layout.parallelism
     words = ["vllm", "serve", served_reference(checkpoint)]
@@ -64,5 +64,4 @@ def serve_command(
         words.append("--enforce-eager")
     if engine.async_scheduling != engine_rules(engine.engine_version).async_scheduling:
         words.append("--async-scheduling" if engine.async_scheduling else "--no-async-scheduling")
-    missing = missing_checkpoint(checkpoint, layout.weight_dtype)
-    return shlex.join(words) + (f"  # {missing}" if missing else "")
+    return shlex.join(words)

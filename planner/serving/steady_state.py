@@ -1,17 +1,19 @@
 """Closed-form steady state of one replica: a mean-field picture of continuous batching.
 
-Every running sequence alternates between prefill and decode; what the average engine step contains follows from
-conservation of tokens, what it costs from `planner.formulas.step`. All functions work on arrays of any common
-shape, one element a (layout, settings, load), so thousands of candidates cost one pass.
+A request stays for its own prompt, for the steps of its answer, and for the prompts of those who come meanwhile;
+what these cost follows from `planner.formulas.step`, how many pass from Little's law. All functions work on arrays
+of any common shape, one element a (layout, settings, load), so thousands of candidates cost one pass.
 
-Queueing approximations, to be replaced by the scheduler simulation:
+Approximations, to be replaced by the scheduler simulation:
 
-* waiting for a slot and waiting for token budget are GI/G/c queues in the approximation of Allen-Cunneen with
-  Sakasegawa's waiting probability, `W = P_w (ca^2 + cs^2) / 2 * S / (c (1 - rho))`, `P_w = rho^(sqrt(2 (c+1)) - 1)`
-  (Sakasegawa 1977, Ann. Inst. Stat. Math. 29), with an exponential tail;
+* prompts wait for the engine as in GI/G/1, requests for a slot as in GI/G/c, both in the approximation of
+  Allen-Cunneen with Sakasegawa's waiting probability, `W = P_w (ca^2 + cs^2) / 2 * S / (c (1 - rho))`,
+  `P_w = rho^(sqrt(2 (c+1)) - 1)` (Sakasegawa 1977, Ann. Inst. Stat. Math. 29), with an exponential tail;
+  a percentile of the sum is the sum of the percentiles, which errs on the long side;
+* prompts that arrive during one step share the next;
 * gaps more variable than Poisson's come in bursts of (ca^2 + 1) / 2 requests, whose prompts go one after another;
 * the number of neighbours a request sees over its own stay has variance `2/3 n ca^2` (M/D/infinity, averaged over
-  one service time), which gives the TPOT percentiles;
+  one service time), which with the number of prompts it meets gives the TPOT percentiles;
 * recomputation after preemption is not modelled: sequences beyond the KV cache queue.
 """
 
@@ -199,7 +201,11 @@ def open_loop(table: StepTable, load: Load, running: FloatArray) -> ServingState
     )
     waits = (queued, behind_burst, for_slot)
     residual_s = (1.0 - np.minimum(prompt_load, 1.0)) * busy * now.decode_s / 2.0
-    fixed_s = now.own_s + load.async_scheduling * busy * now.decode_s
+    step_s = np.maximum(now.tpot_s, now.decode_s)
+    sharing = np.minimum(
+        now.requests_per_s * step_s, np.maximum(load.batched_tokens / load.input_tokens - 1.0, 0.0)
+    )
+    fixed_s = now.own_s + sharing * now.prompt_s + load.async_scheduling * busy * now.decode_s
     swing = load.arrival_cv * np.sqrt(2.0 / 3.0 * running)
 
     def ttft(quantile: float) -> FloatArray:

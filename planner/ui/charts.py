@@ -8,6 +8,8 @@ from planner.domain.deployment import MemoryBudget
 from planner.domain.hardware import Purchase
 from planner.domain.plan import Plan, Question
 from planner.domain.units import bytes_to_gib, seconds_to_ms
+from planner.export.format import promised
+from planner.export.memory import memory_parts
 from planner.ui.format import gib, latency, number, usd
 from planner.ui.tables import PURCHASE_TITLES, layout_title
 
@@ -15,14 +17,7 @@ PALETTE = (
     *("#0f6b62", "#c2571a", "#5b5ea6", "#b8860b", "#9b2335", "#2a7fbf", "#6b8e23", "#8b5fbf"),
     *("#1d2733", "#d4779c", "#4d9078", "#a0522d", "#607d8b", "#c9a227", "#37568d", "#7a7a52"),
 )
-MEMORY_PARTS = (
-    ("Weights", "weights_bytes", "#0f6b62"),
-    ("Activations", "activation_bytes", "#c2571a"),
-    ("CUDA graphs", "cuda_graph_bytes", "#b8860b"),
-    ("Non-torch", "non_torch_bytes", "#9b2335"),
-    ("KV cache", "kv_cache_bytes", "#5b5ea6"),
-    ("Outside the engine", "outside_bytes", "#c9d1d6"),
-)
+MEMORY_COLOURS = ("#0f6b62", "#c2571a", "#b8860b", "#9b2335", "#5b5ea6", "#c9d1d6")
 INK, FAINT, PROMISE = "#1d2733", "#8a97a0", "rgba(15, 107, 98, 0.08)"
 LEGEND_LINE_PX = 26
 WIDE_RATIO = 8.0
@@ -32,15 +27,15 @@ WIDE_RATIO = 8.0
 def memory_bar(memory: MemoryBudget) -> go.Figure:
     """One GPU's memory stacked part by part up to the card's capacity, with the engine's limit."""
     figure = go.Figure()
-    for title, field, colour in MEMORY_PARTS:
-        size_bytes = getattr(memory, field)
+    for part, colour in zip(memory_parts(memory), MEMORY_COLOURS, strict=True):
+        shown = f"{part.name} {gib(part.size_bytes)}"
         figure.add_bar(
-            x=[bytes_to_gib(size_bytes)],
+            x=[bytes_to_gib(part.size_bytes)],
             y=[""],
-            name=f"{title} {gib(size_bytes)}",
+            name=shown,
             orientation="h",
             marker_color=colour,
-            hovertemplate=f"{title}: {gib(size_bytes)}<extra></extra>",
+            hovertemplate=f"{shown}<extra></extra>",
         )
     _line(figure, bytes_to_gib(memory.total_bytes), f"card {gib(memory.total_bytes)}", lift_px=16)
     _line(figure, bytes_to_gib(memory.requested_bytes), f"engine {gib(memory.requested_bytes)}", dash="dot")
@@ -145,7 +140,10 @@ def _promise(figure: go.Figure, plans: Sequence[Plan], question: Question) -> No
         figure.add_hline(
             y=seconds_to_ms(slo),
             line={"color": FAINT, "dash": "dash", "width": 1},
-            annotation={"text": f"promised {latency(slo)}", "font": {"size": 12, "color": INK}},
+            annotation={
+                "text": f"promised {promised(seconds_to_ms(slo))}",
+                "font": {"size": 12, "color": INK},
+            },
             annotation_position="top right",
         )
     if budget is not None and plans:

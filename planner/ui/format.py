@@ -1,7 +1,7 @@
 """Quantities as people read them: those of the exports, and times, sizes and counts beside them."""
 
 from planner.domain.units import bytes_to_gib, seconds_to_ms
-from planner.export.format import milliseconds, number, percent, rounded, usd
+from planner.export.format import count, milliseconds, number, percent, rounded, usd
 
 __all__ = ["count", "gib", "latency", "number", "percent", "rounded", "signed_usd", "usd"]
 
@@ -31,12 +31,3 @@ def gib(size_bytes: float) -> str:
     '15.0 GiB'
     """
     return f"{number(bytes_to_gib(size_bytes))} GiB"
-
-
-def count(value: float, noun: str) -> str:
-    """How many of something, in the plural where it is due.
-
-    >>> count(1, "replica"), count(3, "replica")
-    ('1 replica', '3 replicas')
-    """
-    return f"{value:,.0f} {noun}{'' if value == 1 else 's'}"

@@ -1,6 +1,5 @@
 """Tables of plans, rejections and facts in human units, and what a selection in them means."""
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -64,12 +63,6 @@ def short_title(plan: Plan) -> str:
     """A plan's name where little space is."""
     candidate = plan.candidate
     return f"{plan.fleet.instances} × {candidate.instance.instance_type} ({layout_title(plan)})"
-
-
-def expected_error(plan: Plan) -> str:
-    """How far TPOT was off on measured runs of this basis."""
-    ratio = plan.expected_error_ratio
-    return "error not measured" if math.isnan(ratio) else f"TPOT ± {percent(ratio)}"
 
 
 def plan_table(plans: Iterable[Plan]) -> pd.DataFrame:
@@ -285,7 +278,7 @@ def gpu_table(gpus: Iterable[Gpu]) -> pd.DataFrame:
                     f"{dtype.value} TFLOP/s": rounded(gpu.peak_flop_per_s[dtype] / TERA, 4)
                     if dtype in gpu.peak_flop_per_s
                     else None
-                    for dtype in (ComputeDtype.BF16, ComputeDtype.FP8, ComputeDtype.FP4)
+                    for dtype in (ComputeDtype.BF16, ComputeDtype.FP16, ComputeDtype.FP8, ComputeDtype.FP4)
                 },
                 "NVLink, GB/s": rounded(gpu.nvlink_bytes_per_s / GB_BYTES, 4),
                 "Power, W": gpu.power_w,

@@ -10,6 +10,7 @@ from planner.catalog.load import (
     apply_price_overrides,
     find_gpu,
     find_preset,
+    hidden_offers,
     instances,
     join,
     offers,
@@ -93,6 +94,30 @@ def test_undated_and_low_confidence_prices_are_hidden_unless_asked_for() -> None
     hidden = set(everything) - set(shown)
     assert {offer.price.provider for offer in hidden} >= {"oci", "lambda", "coreweave"}
     assert all(not offer.price.as_of or offer.price.confidence == "low" for offer in hidden)
+
+
+def test_hidden_offers_are_those_that_only_the_option_shows() -> None:
+    shown, everything = offers(), offers(include_untrusted=True)
+    assert hidden_offers() == len(everything) - len(shown) > 0
+    for provider in {offer.price.provider for offer in everything}:
+        mine = [[o for o in found if o.price.provider == provider] for found in (everything, shown)]
+        assert hidden_offers((provider,)) == len(mine[0]) - len(mine[1])
+    assert hidden_offers(("oci", "lambda")) == hidden_offers(("oci",)) + hidden_offers(("lambda",))
+    assert hidden_offers(("nobody",)) == 0
+
+
+def test_what_is_shown_by_default_is_what_the_documents_say() -> None:
+    assert {offer.price.provider for offer in offers()} == {"aws", "azure", "gcp", "crusoe"}
+    assert len({offer.price.provider for offer in offers(include_untrusted=True)}) == 12
+
+
+def test_crusoe_rents_its_infiniband_machines_whole() -> None:
+    mine = {offer.instance.instance_type: offer for offer in offers() if offer.price.purchase == "on_demand"}
+    for name, usd_per_gpu_hour in (("h200-141gb-sxm-ib.8x", 4.29), ("mi300x-192gb-ib.8x", 3.45)):
+        assert mine[name].instance.gpu_count == 8
+        assert mine[name].price.usd_per_hour == pytest.approx(8 * usd_per_gpu_hour)
+    sizes = {shape.instance_type: shape.gpu_count for shape in instances() if shape.provider == "crusoe"}
+    assert sizes == {name: int(name.rpartition(".")[2].removesuffix("x")) for name in sizes}
 
 
 def test_a_price_without_its_instance_is_refused() -> None:

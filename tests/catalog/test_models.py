@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from planner.catalog import huggingface
-from planner.catalog.models import bundled_models, load_model
+from planner.catalog.models import BundledModel, bundled_models, load_model
 from planner.domain.base import InputError
 from planner.domain.deployment import Parallelism
 from planner.domain.dtypes import WeightDtype
@@ -52,11 +52,28 @@ def test_every_bundled_model_is_understood_quickly(entry: object) -> None:
     assert check_parallelism(model, Parallelism()) is None
 
 
-def test_every_alias_means_its_model() -> None:
-    for entry in bundled_models():
-        for alias in (entry.name, *entry.aliases):
-            assert load_model(alias).name == entry.name
-            assert load_model(alias.upper()).name == entry.name
+@pytest.mark.parametrize("entry", bundled_models(), ids=lambda entry: entry.name)
+def test_an_alias_shares_the_architecture_and_a_hub_id_keeps_its_name(entry: BundledModel) -> None:
+    bundled = load_model(entry.name)
+    for alias in entry.aliases:
+        model = load_model(alias)
+        assert model.name == (alias if "/" in alias else entry.name)
+        assert model.model_copy(update={"name": bundled.name}) == bundled
+        assert load_model(alias.upper()) is model
+        assert load_model(f" {alias.lower()} ") is model
+
+
+def test_no_spelling_means_two_models() -> None:
+    spellings = [name.casefold() for entry in bundled_models() for name in (entry.name, *entry.aliases)]
+    assert len(spellings) == len(set(spellings))
+
+
+def test_the_model_asked_for_is_the_one_served() -> None:
+    asked = load_model("meta-llama/llama-3.1-70b-instruct")
+    assert asked.name == "meta-llama/Llama-3.1-70B-Instruct"
+    assert load_model("meta-llama/Llama-3.1-70B").name == "meta-llama/Llama-3.1-70B"
+    quantised = load_model("meta-llama/Llama-3.1-70B-Instruct", weight_dtype=WeightDtype.FP8)
+    assert quantised.name == asked.name
 
 
 def test_short_names() -> None:

@@ -48,6 +48,13 @@ def test_every_topic_lists_as_table_json_and_csv(cli: Cli, topic: str, tmp_path:
     assert list(rows[0]) == list(table.columns)
 
 
+def test_gpus_without_bf16_have_a_rate(cli: Cli) -> None:
+    rows = {row["name"]: row for row in cli("catalog", "list", "gpus", "--json").json}
+    for name in ("V100-16GB", "T4"):
+        assert rows[name]["bf16_tflop_per_s"] is None
+        assert rows[name]["fp16_tflop_per_s"] > 0
+
+
 def test_filter_narrows(cli: Cli) -> None:
     names = [row["name"] for row in cli("catalog", "list", "gpus", "--filter", "h100", "--json").json]
     assert "H100-SXM-80GB" in names

@@ -45,6 +45,17 @@ def test_a_format_that_must_be_stored_is_warned_of(cli: Cli) -> None:
     assert "warning: needs a checkpoint of meta-llama/Llama-3.1-8B stored as awq" in result.err
 
 
+def test_a_length_that_vllm_refuses_is_refused(cli: Cli) -> None:
+    assert "max_model_len must be at most 131072" in cli(*LLAMA, "--max-model-len", 131_073).error
+
+
+def test_the_warning_of_a_stored_format_is_no_part_of_the_command(cli: Cli) -> None:
+    found = cli(*LLAMA, "--weight-dtype", "awq", "--json").json
+    assert "#" not in found["engine_command"]
+    assert found["warnings"].startswith("needs a checkpoint")
+    assert found["reason"] is None
+
+
 def test_csv(cli: Cli, tmp_path: Path) -> None:
     assert cli(*LLAMA, "--csv", tmp_path / "c.csv").code == 0
     assert pd.read_csv(tmp_path / "c.csv")["engine_command"][0].startswith("vllm serve ")

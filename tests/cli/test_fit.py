@@ -42,6 +42,7 @@ def test_bands_are_stored_and_read(cli: Cli, measured: Path, tmp_path: Path) -> 
     assert own is not None
     assert own.basis is Basis.OPERATORS
     assert own.runs == 20
+    assert own.note.startswith("measured.csv (H100-SXM-80GB), ")
     assert own.tpot_factor_low == 1.0
     assert own.tpot_factor_high == pytest.approx(1.361, abs=0.002)
     assert own.tpot_median_error_ratio == pytest.approx(0.16, abs=0.01)

@@ -85,6 +85,10 @@ def test_csv_has_the_parts(cli: Cli, tmp_path: Path) -> None:
         (("--tp", 0), "tp must be"),
         (("--tp", "two"), "--tp"),
         (("--max-model-len", 0), "max_model_len must be"),
+        (
+            ("--max-model-len", 131_073),
+            "max_model_len must be at most 131072 for openai/gpt-oss-120b, got 131073",
+        ),
         (("--gpu-memory-utilization", 1.5), "gpu_memory_utilization must be"),
         (("--gpu-memory-utilization", "nan"), "gpu_memory_utilization must be"),
         (("--gpu-memory-gib", 0), "gpu_memory_gib must be from 1"),

@@ -6,7 +6,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from planner.assemble import Ask, facts_for
+from planner.catalog.load import prices
 from planner.cli.plan_report import RELAX
+from planner.domain.evidence import Basis
 from planner.domain.plan import Bottleneck
 from planner.export.recommendation import PLAN_COLUMNS, REJECTION_COLUMNS
 from tests.cli.conftest import Cli
@@ -114,12 +117,71 @@ def test_savings_against_an_earlier_recommendation(cli: Cli, tmp_path: Path) -> 
     assert "the previous choice" in cli(*SMALL, "--previous", earlier).out
 
 
+def test_the_screen_leads_with_cost_and_keeps_the_dearest_for_last(cli: Cli) -> None:
+    lines = cli(*SMALL, "--previous-usd-per-month", 30_000).out.splitlines()
+    first = next(index for index, line in enumerate(lines) if line.startswith("First choice a month: "))
+    assert lines[first + 1].startswith("Saves $")
+    assert lines[first + 1].endswith("against the previous choice, $30,000")
+    assert lines[first + 2].startswith("The dearest of ")
+
+
+def test_the_basis_says_what_was_measured(cli: Cli) -> None:
+    band = facts_for().accuracy.band(Basis.OPERATORS)
+    assert band is not None
+    out = cli(*SMALL).out
+    assert (
+        f"on {band.runs} runs TPOT was {band.tpot_factor_low:.2f} to {band.tpot_factor_high:.2f} times" in out
+    )
+    assert f"runs: {band.note}" in out
+
+
+def test_one_of_something_is_singular_and_long_times_are_seconds(cli: Cli) -> None:
+    out = cli(*SMALL, "--requests-per-s", 1, "--ttft-p95-ms", 1e6, "--top", 1).out
+    assert " 1 request/s on average" in out
+    assert "TTFT p95 within 1,000 s" in out
+    assert "\nThe cheapest; *" in out
+    assert "e+0" not in out
+
+
+def test_a_command_is_a_command_and_its_warning_stands_beside_it(cli: Cli, tmp_path: Path) -> None:
+    stored = (*SMALL, "--weight-dtype", "int4", "--top", 1)
+    result = cli(*stored, "--csv", tmp_path / "out.csv")
+    row = pd.read_csv(tmp_path / "out.csv").iloc[0]
+    assert "#" not in row["engine_command"]
+    assert row["warnings"].startswith("needs a checkpoint")
+    lines = result.out.splitlines()
+    command = next(index for index, line in enumerate(lines) if "vllm serve" in line)
+    assert lines[command + 1].strip().startswith("# needs a checkpoint")
+
+
+@pytest.mark.parametrize(
+    "field", ["peak_ratio", "headroom_ratio", "purchase", "max_tp", "max_pp", "spare_replicas"]
+)
+def test_help_shows_the_defaults(cli: Cli, field: str) -> None:
+    value = Ask.model_fields[field].default
+    text = " ".join(cli("plan", "--help").out.split())
+    option = text[text.index(f"--{field.replace('_', '-')} ") :]
+    shown = value[0] if isinstance(value, tuple) else value
+    assert option[option.index("[default: ") :].startswith(f"[default: {shown}]")
+
+
+def test_hidden_prices_are_told_of(cli: Cli) -> None:
+    providers = {price.provider for price in prices()}
+    hidden = sorted(providers - {price.provider for price in prices() if price.is_trusted})
+    if not hidden:
+        pytest.skip("every provider of the catalog has a trusted price")
+    count = sum(price.provider == hidden[0] for price in prices())
+    error = cli(*SMALL, "--provider", hidden[0]).error
+    assert f"{hidden[0]} has {count} price" in error
+    assert error.endswith("all undated or second-hand: --include-untrusted")
+
+
 def test_your_own_prices_are_used(cli: Cli, tmp_path: Path) -> None:
-    prices = tmp_path / "prices.csv"
-    prices.write_text(
+    mine = tmp_path / "prices.csv"
+    mine.write_text(
         "provider,instance_type,region,purchase,usd_per_hour,gpu,gpu_count\nbasement,box,cellar,on_demand,0.5,L40S,1\n"
     )
-    plan = cli(*SMALL, "--prices", prices, "--provider", "basement", "--json").json["plans"][0]
+    plan = cli(*SMALL, "--prices", mine, "--provider", "basement", "--json").json["plans"][0]
     assert (plan["provider"], plan["region"], plan["usd_per_hour"]) == (
         "basement",
         "cellar",

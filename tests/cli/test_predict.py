@@ -153,6 +153,38 @@ def test_memory_of_the_card_may_be_given(cli: Cli, tmp_path: Path) -> None:
     assert int(less["pred_kv_cache_tokens"]) < int(one(cli, tmp_path)["pred_kv_cache_tokens"])
 
 
+def test_a_length_that_vllm_refuses_is_rejected_with_its_memory(cli: Cli, tmp_path: Path) -> None:
+    row = one(cli, tmp_path, max_model_len="131073")
+    assert (row["status"], row["reason"]) == (
+        "rejected",
+        f"max_model_len must be at most 131072 for {MODEL}, got 131073",
+    )
+    assert float(row["pred_weights_gib_per_gpu"]) > 0
+    assert row["pred_tpot_ms_mean"] == ""
+    assert one(cli, tmp_path, max_model_len="131072")["status"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("column", "notes"),
+    [
+        ("concurency", ["column concurency is not used; did you mean concurrency?"]),
+        ("Concurrency", ["column Concurrency is not used; did you mean concurrency?"]),
+        ("request_rate", ["column request_rate is not used; did you mean request_rate_per_s?"]),
+        ("max_concurrency_x", []),
+        ("output_tokens_per_s", []),
+        ("weather", []),
+        ("tps", []),
+    ],
+)
+def test_a_misspelt_column_is_told_of_and_an_unrelated_one_is_not(
+    cli: Cli, tmp_path: Path, column: str, notes: list[str]
+) -> None:
+    source = tmp_path / "in.csv"
+    source.write_text(f"model,gpu,{column}\n{MODEL},L40S,8\n")
+    err = cli("predict", source).err
+    assert [line.removeprefix(f"{source}: ") for line in err.splitlines()[:-1]] == notes
+
+
 def test_prompts_longer_than_the_engine_takes_are_rejected(cli: Cli, tmp_path: Path) -> None:
     row = one(cli, tmp_path, max_model_len="1024")
     assert (row["status"], row["reason"]) == (

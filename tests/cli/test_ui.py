@@ -1,5 +1,15 @@
 """`ui` starts streamlit on the shipped app, and does not start it here."""
 
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+
 from planner.catalog.paths import app_path
 from planner.cli.ui import streamlit_command
 
@@ -11,3 +21,41 @@ def test_the_server_is_local_and_sends_no_statistics() -> None:
     assert "--server.headless=true" in command
     assert "--browser.gatherUsageStats=false" in command
     assert command[-1] == "--theme.base=dark"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere the server is a child process")
+def test_ending_the_command_ends_the_server() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [
+        sys.executable,
+        "-m",
+        "planner",
+        "ui",
+        "--headless",
+        "--address",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        try:
+            wait_until_healthy(port, server)
+        finally:
+            server.terminate()
+        server.wait(timeout=20)
+    with socket.socket() as probe:
+        probe.settimeout(2)
+        assert probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def wait_until_healthy(port: int, server: "subprocess.Popen[bytes]") -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and server.poll() is None:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=2):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+    pytest.fail("the dashboard did not start")

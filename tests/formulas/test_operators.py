@@ -1,6 +1,7 @@
 """Time of one kernel: bounds that physics sets, laws of scale, and the committed coefficients on every known GPU."""
 
 from functools import cache
+from itertools import product
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from planner.catalog.paths import shipped_calibration_dir
 from planner.domain.dtypes import ComputeDtype, WeightDtype
 from planner.domain.evidence import Basis
 from planner.domain.hardware import Gpu, Interconnect
+from planner.formulas.arrays import FloatArray
 from planner.formulas.operators import (
     AttentionShape,
     ContextAttention,
@@ -38,12 +40,14 @@ from planner.formulas.operators import (
 from planner.formulas.operators.gemm import kernel_dtype
 
 MEASURED = ("A100-SXM-80GB", "H100-SXM-80GB", "H200-SXM-141GB", "L40S", "B200")
-TOKENS = 2.0 ** np.arange(0, 17)
+TOKENS: FloatArray = np.logspace(0, 16, 17, base=2.0)
 ROOFLINE_NOISE = 0.95
 """The measured surface may lie this far under datasheet rates: boost clocks and cached activations."""
 ANSWERED = [gpu.name for gpu in gpus() if gpu.vllm_backend]
 
-widths = st.sampled_from([256, 512, 1024, 1280, 2560, 3584, 5120, 7168, 10240, 14336, 28672])
+WIDTHS = (256, 512, 1024, 1280, 2560, 3584, 5120, 7168, 10240, 14336, 28672)
+
+widths = st.sampled_from(WIDTHS)
 dtypes = st.sampled_from(list(WeightDtype))
 names = st.sampled_from(MEASURED)
 
@@ -99,15 +103,21 @@ def test_gemm_is_never_faster_than_the_roofline(name: str, n: int, k: int, dtype
     assert (gemm_s(TOKENS, n, k, dtype, ops) >= ROOFLINE_NOISE * np.maximum(flop_s, weight_s)).all()
 
 
-@settings(max_examples=60, deadline=None)
-@given(name=names, n=widths, k=widths, dtype=dtypes)
-def test_gemm_grows_with_every_dimension(name: str, n: int, k: int, dtype: WeightDtype) -> None:
-    """Doubling tokens, outputs or inputs; kernels do speed up a little at some sizes, at launch scale most."""
+@pytest.mark.parametrize("name", MEASURED)
+def test_gemm_grows_with_every_dimension(name: str) -> None:
+    """Doubling tokens, outputs or inputs, over every pair of widths and every format.
+
+    A time is a fitted roofline times an interpolated surface of measured / fitted. Where a wider layer fills the GPU
+    better that ratio may fall faster than the roofline grows, so a launch-sized layer can come out a little quicker
+    when doubled; the deepest dip of the committed surfaces is 0.871 (B200, bf16, 1024 outputs of 512 inputs).
+    """
     ops = ops_of(name)
-    times = gemm_s(TOKENS, n, k, dtype, ops)
-    assert (times[1:] >= 0.9 * times[:-1]).all()
-    assert (gemm_s(TOKENS, 2 * n, k, dtype, ops) >= 0.88 * times).all()
-    assert (gemm_s(TOKENS, n, 2 * k, dtype, ops) >= 0.95 * times).all()
+    for n, k, dtype in product(WIDTHS, WIDTHS, WeightDtype):
+        times = gemm_s(TOKENS, n, k, dtype, ops)
+        cell = f"{n} outputs, {k} inputs, {dtype}"
+        assert (times[1:] >= 0.94 * times[:-1]).all(), cell
+        assert (gemm_s(TOKENS, 2 * n, k, dtype, ops) >= 0.87 * times).all(), cell
+        assert (gemm_s(TOKENS, n, 2 * k, dtype, ops) >= 0.99 * times).all(), cell
 
 
 @settings(max_examples=30, deadline=None)

@@ -3,6 +3,7 @@ import pytest
 from planner.domain.hardware import Purchase
 from planner.domain.plan import Plan
 from planner.domain.units import bytes_to_gib
+from planner.export.memory import memory_parts
 from planner.planning.recommend import shortlist
 from planner.ui import charts
 from planner.ui.answers import Answer
@@ -17,7 +18,7 @@ def test_memory_parts_add_up_to_the_card(plans: tuple[Plan, ...]) -> None:
     memory = plans[0].memory
     figure = charts.memory_bar(memory)
     assert [trace.name.rsplit(" ", 2)[0] for trace in figure.data] == [
-        part[0] for part in charts.MEMORY_PARTS
+        part.name for part in memory_parts(memory)
     ]
     assert sum(trace.x[0] for trace in figure.data) == pytest.approx(
         bytes_to_gib(memory.total_bytes), rel=1e-6

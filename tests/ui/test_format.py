@@ -1,6 +1,6 @@
 import pytest
 
-from planner.ui.format import count, gib, latency, signed_usd
+from planner.ui.format import gib, latency, signed_usd
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,5 @@ def test_a_change_in_cost_shows_its_direction(change: float, shown: str) -> None
     assert signed_usd(change) == shown
 
 
-def test_sizes_and_counts() -> None:
+def test_sizes_have_three_digits() -> None:
     assert gib(16_060_522_496) == "15.0 GiB"
-    assert count(1, "GPU") == "1 GPU"
-    assert count(12_345, "price") == "12,345 prices"

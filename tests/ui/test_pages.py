@@ -116,6 +116,12 @@ def test_what_is_paid_today_gives_a_saving(page: Page) -> None:
     assert any("against what you pay today" in markdown.value for markdown in app.markdown)
 
 
+def test_the_basis_says_what_was_measured(page: Page) -> None:
+    badges = [markdown.value for markdown in page().markdown if "operators" in markdown.value]
+    assert badges
+    assert not any("±" in badge for badge in badges)
+
+
 def test_nothing_fits_names_what_to_relax(page: Page) -> None:
     app = page(tpot_p95_ms="0.01")
     assert not app.exception

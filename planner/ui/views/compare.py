@@ -4,6 +4,7 @@ import streamlit as st
 
 from planner.planning.recommend import shortlist
 from planner.ui import answers, charts, tables
+from planner.ui.columns import PLAN_COLUMN_CONFIG
 from planner.ui.format import count
 
 COMPARED = 4
@@ -46,7 +47,7 @@ st.dataframe(
     hide_index=True,
     on_select="rerun",
     selection_mode="multi-row",
-    column_config={"$/month": st.column_config.NumberColumn(format="localized")},
+    column_config=PLAN_COLUMN_CONFIG,
 )
 
 st.markdown("**Side by side** — differences are to the cheapest of them, A.")

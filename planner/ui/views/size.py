@@ -3,7 +3,9 @@
 import streamlit as st
 
 from planner.domain.plan import Bottleneck, Plan
-from planner.domain.units import MONTHS_PER_YEAR
+from planner.domain.units import MONTHS_PER_YEAR, seconds_to_ms
+from planner.export.evidence import tested
+from planner.export.format import promised
 from planner.export.recommendation import (
     REJECTION_COLUMNS,
     engine_command,
@@ -14,6 +16,7 @@ from planner.export.recommendation import (
 from planner.export.table import csv_text
 from planner.planning.recommend import shortlist
 from planner.ui import answers, charts, tables
+from planner.ui.columns import PLAN_COLUMN_CONFIG
 from planner.ui.explain import explain
 from planner.ui.format import count, latency, number, percent, usd
 
@@ -24,6 +27,7 @@ TILE_PX = 145
 def headline(plan: Plan) -> None:
     """What to buy, in one line, and what the prediction rests on."""
     candidate, fleet = plan.candidate, plan.fleet
+    band = answer.facts.accuracy.band(plan.basis)
     place = f"{candidate.instance.provider} {candidate.price.region}"
     st.subheader(f"{fleet.instances} × {candidate.instance.instance_type}", anchor=False)
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
@@ -33,10 +37,10 @@ def headline(plan: Plan) -> None:
             width="content",
         )
         st.badge(
-            f"{plan.basis.value}, {tables.expected_error(plan)}",
+            plan.basis.value,
             icon=":material/science:",
             color="blue",
-            help=f"Rests on {plan.basis_detail}. Median error of this basis on measured runs.",
+            help=f"Rests on {plan.basis_detail}; {tested(band)}." + (f" Runs: {band.note}." if band else ""),
         )
         for warning in plan_warnings(plan, answer.checkpoint):
             st.badge(warning, icon=":material/warning:", color="orange")
@@ -104,7 +108,7 @@ def promise_tile(name: str, value_s: float, promised_s: float | None) -> None:
     st.metric(
         name,
         f"≈ {latency(value_s)}",
-        delta=f"of {latency(promised_s)}" if promised_s else "no promise",
+        delta=f"of {promised(seconds_to_ms(promised_s))}" if promised_s else "no promise",
         delta_color="off",
         delta_arrow="off",
         border=True,
@@ -121,7 +125,7 @@ def best_table(best: tuple[Plan, ...]) -> int:
     rows = tables.chosen_rows(state["selection"]["rows"], len(best)) if state else []
     with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="bottom"):
         st.markdown(
-            f"**The {len(best)} cheapest**",
+            f"**The {f'{len(best)} ' if len(best) > 1 else ''}cheapest**",
             width="content",
             help="Each instance type and layout in its cheapest region. Select a row to see it in detail.",
         )
@@ -141,25 +145,20 @@ def best_table(best: tuple[Plan, ...]) -> int:
         hide_index=True,
         on_select="rerun",
         selection_mode="single-row",
-        column_config={
-            "$/month": st.column_config.NumberColumn(format="localized", help="At the price shown, 730 h."),
-            "Busy": st.column_config.NumberColumn(
-                format="%g %%", help="Peak load over capacity within the promise."
-            ),
-        },
+        column_config=PLAN_COLUMN_CONFIG,
     )
     return rows[0] if rows else 0
 
 
 def savings(plan: Plan) -> None:
-    """What is saved against the dearest plan and the previous choice."""
-    lines = [("the dearest plan that works", plan.saving_usd_per_month)]
-    if plan.saving_vs_previous_usd_per_month is not None:
-        lines.append(("what you pay today", plan.saving_vs_previous_usd_per_month))
-    for than, saved in lines:
+    """What is saved against the previous choice, and how much more the dearest plan would cost."""
+    saved = plan.saving_vs_previous_usd_per_month
+    if saved is not None:
         verb, joint = ("Saves", "against") if saved >= 0 else ("Costs", "more than")
         month, year = usd(abs(saved)), usd(abs(saved) * MONTHS_PER_YEAR)
-        st.markdown(f"{verb} **≈ \\{month}** a month, ≈ \\{year} a year {joint} {than}.")
+        st.markdown(f"{verb} **≈ \\{month}** a month, ≈ \\{year} a year {joint} what you pay today.")
+    if plan.saving_usd_per_month > 0:
+        st.caption(f"The dearest plan that works costs ≈ \\{usd(plan.saving_usd_per_month)} a month more.")
 
 
 def detail(plan: Plan) -> None:
