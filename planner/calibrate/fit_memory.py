@@ -1,6 +1,7 @@
 """Fits the memory coefficients on vLLM start-up logs, and says how well they predict a model left out."""
 
 import csv
+import io
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -12,6 +13,7 @@ import numpy as np
 
 from planner.catalog.load import find_gpu
 from planner.catalog.models import load_model
+from planner.catalog.table import LARGEST_BYTES, read_text
 from planner.domain.base import InputError
 from planner.domain.deployment import EngineSettings, Parallelism
 from planner.domain.dtypes import KvDtype
@@ -92,17 +94,17 @@ def read_startup_logs(path: Path) -> list[StartupLog]:
         InputError: the file cannot be read, or a row is no start-up log; file and line are named.
     """
     logs = []
+    text = read_text(path, LARGEST_BYTES, "a table of start-up logs")
     try:
-        with path.open(newline="", encoding="utf-8") as stream:
-            for line, row in enumerate(csv.DictReader(stream), start=2):
-                try:
-                    if not _contradicts_itself(row):
-                        logs.append(_startup_log(row))
-                except KeyError as error:
-                    raise InputError(f"{path}: column {error} is missing") from None
-                except (TypeError, ValueError) as error:
-                    raise InputError(f"{path}:{line}: {error}") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        for line, row in enumerate(csv.DictReader(io.StringIO(text, newline="")), start=2):
+            try:
+                if not _contradicts_itself(row):
+                    logs.append(_startup_log(row))
+            except KeyError as error:
+                raise InputError(f"{path}: column {error} is missing") from None
+            except (TypeError, ValueError) as error:
+                raise InputError(f"{path}:{line}: {error}") from None
+    except csv.Error as error:
         raise InputError(f"{path} cannot be read: {error}") from None
     return logs
 

@@ -41,8 +41,8 @@ FileT = TypeVar("FileT", bound=BaseModel)
 
 def calibration_directories(calibration_dir: Path | None = None) -> tuple[Path, ...]:
     """Where coefficients are looked for, first match first: as asked, the user's folder, the shipped ones."""
-    asked = () if calibration_dir is None else (calibration_dir,)
-    return tuple(dict.fromkeys((*asked, user_calibration_dir(), shipped_calibration_dir())))
+    wanted = (calibration_dir, user_calibration_dir(), shipped_calibration_dir())
+    return tuple(dict.fromkeys(folder for folder in wanted if folder is not None))
 
 
 def operators_path(directory: Path, gpu: str) -> Path:

@@ -1,6 +1,6 @@
 """What the program asks of the facts: GPUs, instances, offers, presets, and the user's own prices."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from functools import cache
 from pathlib import Path
@@ -16,6 +16,9 @@ from planner.domain.workload import Preset
 
 ALL_REGIONS = "all"
 """Region of a price that holds wherever the provider sells."""
+
+LARGEST_USD_PER_HOUR = 1_000_000
+LARGEST_GPU_COUNT = 1024
 
 OVERRIDE_COLUMNS = Columns(
     ("provider", "instance_type"),
@@ -119,19 +122,18 @@ def apply_price_overrides(offers: Iterable[Offer], path: Path) -> tuple[Offer, .
     Rows apply from top to bottom, each to the prices as the rows above left them: general discounts first.
     Raises InputError naming file, line, column and the legal values.
     """
-    book = {_place(offer): offer for offer in offers}
-    known = {
-        (fold(shape.provider), shape.instance_type.casefold()): shape
-        for shape in (*instances(), *(offer.instance for offer in book.values()))
-    }
+    book = _Book(offers)
+    known: _Known = {}
+    for shape in (*instances(), *(offer.instance for offer in book.offers.values())):
+        known.setdefault(fold(shape.provider), {})[shape.instance_type.casefold()] = shape
     for row in read_rows(path, OVERRIDE_COLUMNS):
         override = _override(row)
         for shape in _shapes(override, known):
             for region, purchase in _targets(override, shape, book):
                 offer = _priced(override, shape, (region, purchase), book)
                 if offer is not None:
-                    book[_place(offer)] = offer
-    return tuple(book.values())
+                    book.add(offer)
+    return tuple(book.offers.values())
 
 
 class _Place(NamedTuple):
@@ -154,7 +156,28 @@ class _Override(NamedTuple):
     as_of: str
 
 
-_Book = dict[_Place, Offer]
+_Known = dict[str, dict[str, Instance]]
+"""Instances by folded provider and type."""
+
+
+class _Book:
+    """Offers by place, in their order, and the regions and purchases that each instance is offered in."""
+
+    def __init__(self, offers: Iterable[Offer]) -> None:
+        self.offers: dict[_Place, Offer] = {}
+        self._purchases: dict[tuple[str, str], dict[str, list[Purchase]]] = {}
+        for offer in offers:
+            self.add(offer)
+
+    def add(self, offer: Offer) -> None:
+        place = _place(offer)
+        if place not in self.offers:
+            by_region = self._purchases.setdefault((place.provider, place.instance_type), {})
+            by_region.setdefault(place.region, []).append(place.purchase)
+        self.offers[place] = offer
+
+    def purchases(self, shape: Instance) -> Mapping[str, Sequence[Purchase]]:
+        return self._purchases.get((shape.provider, shape.instance_type), {})
 
 
 def _place(offer: Offer) -> _Place:
@@ -172,6 +195,8 @@ def _override(row: Row) -> _Override:
     price, discount = row.optional_number("usd_per_hour"), row.optional_number("discount_ratio")
     if (price is None) == (discount is None):
         raise row.error("usd_per_hour", "a price here or a ratio in discount_ratio (one of the two)")
+    if price is not None and price > LARGEST_USD_PER_HOUR:
+        raise row.error("usd_per_hour", f"a price above 0 up to {LARGEST_USD_PER_HOUR:,}")
     if discount is not None and discount >= 1:
         raise row.error("discount_ratio", "a ratio above 0 and below 1")
     if price is not None and instance_type is None:
@@ -188,22 +213,24 @@ def _override(row: Row) -> _Override:
     )
 
 
-def _shapes(override: _Override, known: dict[tuple[str, str], Instance]) -> list[Instance]:
+def _shapes(override: _Override, known: _Known) -> list[Instance]:
     """The instances a row speaks of: known ones, or a new one, which is known from then on."""
     provider, wanted, row = fold(override.provider), override.instance_type, override.row
-    sold = [shape for key, shape in known.items() if key[0] == provider]
+    sold = known.get(provider, {})
     if wanted is None and sold:
-        return sold
+        return list(sold.values())
     if wanted is not None:
-        key = (provider, wanted.casefold())
-        if key not in known and _named(row, "gpu"):
-            known[key] = _new_instance(override, wanted)
-        if key in known:
-            return [known[key]]
+        key = wanted.casefold()
+        if key not in sold and _named(row, "gpu"):
+            sold = known.setdefault(provider, {})
+            sold[key] = _new_instance(override, wanted)
+        if key in sold:
+            return [sold[key]]
     if sold and wanted is not None:
-        error = unknown("instance_type", wanted, [shape.instance_type for shape in sold])
+        error = unknown("instance_type", wanted, [shape.instance_type for shape in sold.values()])
     else:
-        error = unknown("provider", override.provider, sorted({shape.provider for shape in known.values()}))
+        providers = {shape.provider for shapes in known.values() for shape in shapes.values()}
+        error = unknown("provider", override.provider, sorted(providers))
     raise InputError(f"{row.path}:{row.line}: {error} (a new instance needs gpu and gpu_count)")
 
 
@@ -214,6 +241,8 @@ def _new_instance(override: _Override, instance_type: str) -> Instance:
     except InputError as error:
         raise InputError(f"{row.path}:{row.line}: column gpu: {error}") from None
     count = row.count("gpu_count")
+    if count > LARGEST_GPU_COUNT:
+        raise row.error("gpu_count", f"a whole number from 1 to {LARGEST_GPU_COUNT}")
     if row.optional_text("interconnect"):
         interconnect = row.choice("interconnect", Interconnect)
     else:
@@ -231,16 +260,13 @@ def _new_instance(override: _Override, instance_type: str) -> Instance:
 
 def _targets(override: _Override, shape: Instance, book: _Book) -> Iterator[tuple[str, Purchase]]:
     """The regions and purchases a row prices: those it names, else those the instance is offered in."""
-    mine = [place for place in book if place[:2] == (shape.provider, shape.instance_type)]
-    regions = (
-        [override.region] if override.region else list(dict.fromkeys(p.region for p in mine)) or [ALL_REGIONS]
-    )
-    for region in regions:
+    offered = book.purchases(shape)
+    for region in [override.region] if override.region else list(offered) or [ALL_REGIONS]:
         if override.purchase:
             yield region, override.purchase
         else:
-            offered = [place.purchase for place in mine if place.region == region]
-            yield from ((region, purchase) for purchase in offered or [Purchase.ON_DEMAND])
+            purchases = list(offered.get(region, ())) or [Purchase.ON_DEMAND]
+            yield from ((region, purchase) for purchase in purchases)
 
 
 def _priced(override: _Override, shape: Instance, target: tuple[str, Purchase], book: _Book) -> Offer | None:
@@ -275,7 +301,7 @@ def _base_price(shape: Instance, target: tuple[str, Purchase], book: _Book) -> P
     region, purchase = target
     for way in (purchase, Purchase.ON_DEMAND):
         for place in (region, ALL_REGIONS):
-            offer = book.get(_Place(shape.provider, shape.instance_type, place, way))
+            offer = book.offers.get(_Place(shape.provider, shape.instance_type, place, way))
             if offer is not None:
                 return offer.price
     return None

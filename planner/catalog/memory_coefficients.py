@@ -18,10 +18,8 @@ def read_memory_coefficients(calibration_dir: Path | None = None) -> MemoryCoeff
     Raises:
         InputError: the file cannot be read, or is not what `fit memory` writes.
     """
-    wanted = [calibration_dir] if calibration_dir is not None else []
-    candidates = [
-        folder / FILE_NAME for folder in (*wanted, user_calibration_dir(), shipped_calibration_dir())
-    ]
+    wanted = (calibration_dir, user_calibration_dir(), shipped_calibration_dir())
+    candidates = [folder / FILE_NAME for folder in wanted if folder is not None]
     return _read(next((path for path in candidates if path.is_file()), candidates[-1]))
 
 

@@ -74,6 +74,8 @@ def read_json_object(file: Path) -> Mapping[str, object]:
     Raises:
         InputError: see `read_config`.
     """
+    if _is_special(file):
+        raise InputError(f"model config {file}: not a regular file")
     try:
         with file.open("rb") as stream:
             raw = stream.read(MAX_CONFIG_BYTES + 1)
@@ -85,6 +87,14 @@ def read_json_object(file: Path) -> Mapping[str, object]:
             f"model config {file}: larger than {MAX_CONFIG_BYTES // 2**20} MiB, no model config is"
         )
     return parse_json_object(raw, str(file))
+
+
+def _is_special(file: Path) -> bool:
+    """A device, or a pipe that may be waited for without end."""
+    try:
+        return file.exists() and not (file.is_file() or file.is_dir())
+    except (OSError, ValueError):
+        return False
 
 
 def parse_json_object(raw: bytes, where: str) -> Mapping[str, object]:

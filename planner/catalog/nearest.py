@@ -15,13 +15,22 @@ def fold(text: str) -> str:
     return "".join(c for c in text.casefold() if c.isalnum())
 
 
+def harmless(text: str) -> str:
+    """Text that a terminal shows and does not obey: `?` for every character that is not printable.
+
+    >>> harmless("\\x1b[2J on a4")
+    '?[2J on a4'
+    """
+    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
+
+
 def shown(text: str) -> str:
-    """A user's text as it may stand in a one-line message: no line breaks, at most 60 characters.
+    """A user's text as it may stand in a one-line message: no control characters, at most 60 characters.
 
     >>> shown("two\\nlines")
     'two lines'
     """
-    line = " ".join(text.split())
+    line = harmless(" ".join(text.split()))
     return line if len(line) <= 60 else f"{line[:57]}..."
 
 

@@ -28,16 +28,21 @@ def shipped_calibration_dir() -> Path:
     return _root() / "calibration"
 
 
-def user_calibration_dir() -> Path:
+def user_calibration_dir() -> Path | None:
     """Folder of the user's own coefficients, by the platform's convention; it need not exist.
 
+    None where there is no home directory, or the folder is one that this process may not enter.
     `XDG_DATA_HOME` (XDG base directory specification) wins where it is an absolute path; else
     `LOCALAPPDATA` on Windows, `~/Library/Application Support` on macOS, `~/.local/share` elsewhere.
     """
-    return _user_data_home() / APPLICATION / "calibration"
+    home = _user_data_home()
+    if home is None:
+        return None
+    folder = home / APPLICATION / "calibration"
+    return folder if _may_be_entered(folder) else None
 
 
-def default_calibration_dir() -> Path:
+def default_calibration_dir() -> Path | None:
     """Where a fit is written unless told otherwise: the checkout's `calibration/`, else the user's folder."""
     return shipped_calibration_dir() if _is_checkout() else user_calibration_dir()
 
@@ -47,12 +52,30 @@ def app_path() -> Path:
     return _root() / "app.py"
 
 
-def _user_data_home() -> Path:
+def _user_data_home() -> Path | None:
     xdg = Path(os.environ.get("XDG_DATA_HOME", ""))
     if xdg.is_absolute():
         return xdg
+    if sys.platform == "win32" and os.environ.get("LOCALAPPDATA"):
+        return Path(os.environ["LOCALAPPDATA"])
+    try:
+        home = Path.home()
+    except RuntimeError:
+        # No HOME, and a user id that has no entry in the password file, as containers give out.
+        return None
     if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+        return home / "AppData" / "Local"
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support"
-    return Path.home() / ".local" / "share"
+        return home / "Library" / "Application Support"
+    return home / ".local" / "share"
+
+
+def _may_be_entered(folder: Path) -> bool:
+    """False where the system forbids even to look; a folder that is not there yet may be made."""
+    try:
+        folder.stat()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return os.access(folder, os.R_OK | os.X_OK)

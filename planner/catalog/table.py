@@ -47,8 +47,9 @@ class Row(NamedTuple):
 
     def number(self, column: str, *, zero_is_legal: bool = False) -> float:
         """A finite number above 0 (or at least 0)."""
+        text = self.cells.get(column, "")
         try:
-            value = float(self.cells.get(column, ""))
+            value = math.nan if "_" in text else float(text)
         except ValueError:
             value = math.nan
         if math.isfinite(value) and (value > 0 or (zero_is_legal and value == 0)):
@@ -102,7 +103,8 @@ def read_rows(path: Path, columns: Columns) -> Iterator[Row]:
     Raises InputError where the file cannot be read, lacks a required column, has an unknown or repeated one,
     or has a row with more or fewer cells than the header.
     """
-    lines = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
+    text = read_text(path, LARGEST_BYTES, "a table of ours")
+    lines = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         header = [cell.strip() for cell in next(lines, [])]
         _check_header(path, header, columns)
@@ -119,13 +121,23 @@ def read_rows(path: Path, columns: Columns) -> Iterator[Row]:
         raise InputError(f"{path}:{lines.line_num}: not a CSV row: {error}") from None
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path, largest_bytes: int, kind: str) -> str:
+    """A UTF-8 file as it is, of a bounded size; `kind` says what a larger one cannot be.
+
+    Raises:
+        InputError: not there, not readable, too large (a device has no end), or not UTF-8.
+    """
     try:
-        if path.stat().st_size > LARGEST_BYTES:
-            raise InputError(f"{path}: larger than {LARGEST_BYTES // 10**6} MB, not a table of ours")
-        return path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as stream:
+            raw = stream.read(largest_bytes + 1)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except ValueError as error:
+        raise InputError(f"{path}: cannot be read: {error}") from None
+    if len(raw) > largest_bytes:
+        raise InputError(f"{path}: larger than {largest_bytes // 10**6} MB, not {kind}")
+    try:
+        return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text (byte {error.start})") from None
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from pydantic import ValidationError
 
 from planner.catalog.load import gpus
 from planner.cli.error_table import measured
@@ -45,7 +46,10 @@ def fit_error_bands(path: Path, facts: Facts) -> Accuracy:
         InputError: the table cannot be read, or has too few timed runs on GPUs with kernel tables.
     """
     with open_runs(path) as table:
-        known = MeasuredRuns(table.columns, list(table.runs))
+        return _accuracy(path, MeasuredRuns(table.columns, list(table.runs)), facts)
+
+
+def _accuracy(path: Path, known: MeasuredRuns, facts: Facts) -> Accuracy:
     donors = [found for gpu in gpus() if (found := facts.operators_for(gpu)).basis is Basis.OPERATORS]
     own = _ratios(known, facts, Basis.OPERATORS)
     runs = min(len(own.tpot), len(own.ttft))
@@ -97,17 +101,22 @@ def _ratios(known: MeasuredRuns, facts: Facts, basis: Basis) -> Ratios:
 
 def _band(basis: Basis, ratios: Ratios, runs: int, note: str) -> ErrorBand:
     tpot, ttft = np.array(ratios.tpot), np.array(ratios.ttft)
-    return ErrorBand(
-        basis=basis,
-        tpot_median_error_ratio=_rounded(np.median(np.abs(1.0 / tpot - 1.0))),
-        ttft_median_error_ratio=_rounded(np.median(np.abs(1.0 / ttft - 1.0))),
-        tpot_factor_low=_rounded(min(1.0, np.quantile(tpot, LOWEST))),
-        tpot_factor_high=_rounded(max(1.0, np.quantile(tpot, HIGHEST))),
-        ttft_factor_low=_rounded(min(1.0, np.quantile(ttft, LOWEST))),
-        ttft_factor_high=_rounded(max(1.0, np.quantile(ttft, HIGHEST))),
-        runs=runs,
-        note=note,
-    )
+    try:
+        return ErrorBand(
+            basis=basis,
+            tpot_median_error_ratio=_rounded(np.median(np.abs(1.0 / tpot - 1.0))),
+            ttft_median_error_ratio=_rounded(np.median(np.abs(1.0 / ttft - 1.0))),
+            tpot_factor_low=_rounded(min(1.0, np.quantile(tpot, LOWEST))),
+            tpot_factor_high=_rounded(max(1.0, np.quantile(tpot, HIGHEST))),
+            ttft_factor_low=_rounded(min(1.0, np.quantile(ttft, LOWEST))),
+            ttft_factor_high=_rounded(max(1.0, np.quantile(ttft, HIGHEST))),
+            runs=runs,
+            note=note,
+        )
+    except ValidationError:
+        raise InputError(
+            f"{note}: measured times are less than a thousandth of the predicted ones; are they in ms?"
+        ) from None
 
 
 def _rounded(value: float) -> float:

@@ -15,6 +15,8 @@ from planner.export.predictions import MEASURES, Outcome, predicted
 
 LOADS = ((1, 8), (9, 32), (33, 128), (129, 1_000_000))
 """Bands of concurrency."""
+SMALLEST, LARGEST = 1e-6, 1e9
+"""Bounds of what a run can measure, in ms, tokens/s, GiB or tokens; anything else counts as not measured."""
 
 
 class Checked(NamedTuple):
@@ -41,19 +43,19 @@ class ErrorRow(NamedTuple):
 
 
 def measured(columns: Sequence[str], run: Run) -> dict[str, float]:
-    """What a run measured, by measure; cells that are no positive number are left out."""
+    """What a run measured, by measure; cells that are no number a run can have are left out."""
     found = {}
     for measure in MEASURES:
         if measure in columns:
             value = _float(run.cells[columns.index(measure)])
-            if 0 < value < math.inf:
+            if SMALLEST < value < LARGEST:
                 found[measure] = value
     return found
 
 
 def _float(text: str) -> float:
     try:
-        return float(text)
+        return math.nan if "_" in text else float(text)
     except ValueError:
         return math.nan
 

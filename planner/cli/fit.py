@@ -152,6 +152,8 @@ def _band_rows(bands: tuple[ErrorBand, ...]) -> list[list[str]]:
 def _writable_folder(calibration_dir: Path | None) -> Path:
     """Where coefficients are written, made if it is not there."""
     folder = calibration_dir or default_calibration_dir()
+    if folder is None:
+        raise InputError("there is no folder of yours to write in: name one with --calibration-dir")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

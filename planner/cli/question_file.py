@@ -1,19 +1,27 @@
 """A question kept in a TOML file, and the recommendation an earlier one got."""
 
 import csv
+import io
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from planner.assemble import Ask
-from planner.catalog.nearest import unknown
+from planner.catalog.nearest import shown, unknown
+from planner.catalog.table import read_text
 from planner.domain.base import InputError
 
 PATHS = ("prices", "previous", "calibration_dir")
 """Keys that name files; relative ones start from the question's folder."""
 KEYS = (*Ask.model_fields, "previous", "calibration_dir", "top")
+SWITCHES = ("include_untrusted",)
 LARGEST_BYTES = 1_000_000
+LARGEST_EARLIER_BYTES = 20_000_000
+LARGEST_NUMBER = 10**18
+"""Python does not print a whole number of some thousand digits."""
+
+SURPLUS = "more cells than the header"
 
 
 def read_question(path: Path) -> dict[str, object]:
@@ -22,25 +30,47 @@ def read_question(path: Path) -> dict[str, object]:
     Raises:
         InputError: not a readable TOML file, or a key that is not known.
     """
+    text = read_text(path, LARGEST_BYTES, "a question")
     try:
-        if path.stat().st_size > LARGEST_BYTES:
-            raise InputError(f"{path}: larger than {LARGEST_BYTES // 10**6} MB, no question is")
-        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text (byte {error.start})") from None
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        values = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a TOML file: {error}") from None
-    for key in values:
+    for key, value in values.items():
         if key not in KEYS:
             raise InputError(f"{path}: {unknown('key', key, KEYS)}")
+        _check_value(path, key, value)
     for key in PATHS:
         if isinstance(values.get(key), str):
             values[key] = path.parent / str(values[key])
-    if isinstance(values.get("model"), str) and (path.parent / str(values["model"])).exists():
+    if isinstance(values.get("model"), str) and _exists(path.parent / str(values["model"])):
         values["model"] = str(path.parent / str(values["model"]))
     return values
+
+
+def _check_value(path: Path, key: str, value: object) -> None:
+    """Refuses what would be taken for something else further on, or cannot be shown."""
+    if isinstance(value, bool) and key not in SWITCHES:
+        raise InputError(f"{path}: {key} is {str(value).lower()}; only {', '.join(SWITCHES)} may be")
+    for part in _leaves(value):
+        if isinstance(part, int) and abs(part) > LARGEST_NUMBER:
+            raise InputError(f"{path}: {key} is a number of more than {len(str(LARGEST_NUMBER)) - 1} digits")
+        if isinstance(part, str) and "\0" in part:
+            raise InputError(f"{path}: {key} holds a NUL character")
+
+
+def _leaves(value: object) -> Iterator[object]:
+    if isinstance(value, list | dict):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _leaves(part)
+    else:
+        yield value
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def merged(file: Path | None, options: Mapping[str, object]) -> dict[str, object]:
@@ -56,22 +86,24 @@ def previous_usd_per_month(path: Path) -> float:
     Raises:
         InputError: not readable, no row, no `usd_per_month` column, or no amount in it.
     """
+    text = read_text(path, LARGEST_EARLIER_BYTES, "a recommendation CSV")
     try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            row = next(csv.DictReader(stream), None)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (UnicodeDecodeError, csv.Error) as error:
+        row = next(csv.DictReader(io.StringIO(text, newline=""), restkey=SURPLUS), None)
+    except csv.Error as error:
         raise InputError(f"{path}: not a recommendation CSV: {error}") from None
     if row is None or "usd_per_month" not in row:
         raise InputError(f"{path}: not a recommendation CSV: no row with a usd_per_month column")
-    text = row["usd_per_month"] or ""
+    if SURPLUS in row:
+        raise InputError(
+            f"{path}: the first row has more cells than the header; an amount with a comma needs quotation marks"
+        )
+    cell = row["usd_per_month"] or ""
     try:
-        amount = float(text)
+        amount = math.nan if "_" in cell else float(cell)
     except ValueError:
         amount = math.nan
     if not (math.isfinite(amount) and amount > 0):
         raise InputError(
-            f'{path}: usd_per_month of the first row is "{text[:80]}"; an amount above 0 is needed'
+            f'{path}: usd_per_month of the first row is "{shown(cell)}"; an amount above 0 is needed'
         )
     return amount

@@ -1,18 +1,22 @@
 """The command line as a whole: its verbs, and how an error becomes one line and an exit code."""
 
+import contextlib
 import io
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, TextIO
 
 import typer
 
-from planner.catalog.nearest import unknown
+from planner.catalog.nearest import harmless, unknown
 from planner.cli import catalog, export, fit, memory, plan, predict, ui, validate
 from planner.domain.base import InputError
 
 ANSWERED, NOTHING_FITS, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+LONGEST_ERROR = 500
+"""Characters; a longer line keeps its beginning and its end."""
 
 app = typer.Typer(
     name="planner",
@@ -49,6 +53,7 @@ def root(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command line and returns its exit code: 0 answered, 1 nothing fits, 2 bad input."""
+    _replace_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -60,10 +65,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     except (BrokenPipeError, SystemExit):
-        # Whoever read the output has seen enough (typer exits then); keep Python from complaining at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read the output has seen enough (typer exits then).
+        _silence(sys.stdout)
         return ANSWERED
     except OSError as error:
+        _silence(sys.stdout)
         return _refuse(str(error))
     except Exception as error:
         if not isinstance(error, _USAGE_ERROR):
@@ -76,9 +82,27 @@ _USAGE_ERROR = typer.BadParameter.__mro__[2]
 """What typer raises for a command line it cannot parse."""
 
 
+def _replace_closed_streams() -> None:
+    """Python has no stream where the shell closed it (`>&-`), and then prints one stream's text on the other."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
+
+
+def _silence(stream: TextIO) -> None:
+    """What could not be written goes nowhere, or Python complains of it at exit and changes the exit code."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def _refuse(message: str) -> int:
-    line = " ".join(message.split())
-    print("error:", "".join(c if c.isprintable() else "?" for c in line), file=sys.stderr)
+    line = harmless(" ".join(message.split()))
+    if len(line) > LONGEST_ERROR:
+        line = f"{line[: LONGEST_ERROR * 2 // 3]} ... {line[-LONGEST_ERROR // 3 :]}"
+    try:
+        print("error:", line, file=sys.stderr)
+    except OSError:
+        _silence(sys.stderr)
     return BAD_INPUT
 
 

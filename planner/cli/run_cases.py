@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from planner.assemble import first_problem, kv_dtype_named, weight_dtype_named
 from planner.catalog.models import load_model
-from planner.catalog.nearest import unknown
+from planner.catalog.nearest import shown, unknown
 from planner.cli.deployment import Engine, engine_settings, gpu_named, length_refused, parallelism_of
 from planner.domain.base import InputError
 from planner.domain.hardware import Gpu
@@ -146,7 +146,7 @@ class Cells(NamedTuple):
 
     def error(self, column: str, needed: str) -> InputError:
         """What is wrong with a cell."""
-        return InputError(f'column {column} is "{self.by_column[column][:80]}"; {needed} is needed')
+        return InputError(f'column {column} is "{shown(self.by_column[column])}"; {needed} is needed')
 
     def text(self, column: str) -> str:
         """The cell as it is."""

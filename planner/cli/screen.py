@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from planner.catalog.nearest import harmless
 from planner.export.table import DECIMALS, Cell
 
 if TYPE_CHECKING:
@@ -27,8 +28,9 @@ def say(text: str = "") -> None:
 
 
 def note(text: str) -> None:
-    """One line to stderr."""
-    print(text, file=sys.stderr)
+    """One line to stderr, which may be closed or full: a note is no part of the answer."""
+    with contextlib.suppress(OSError):
+        print(harmless(text), file=sys.stderr)
 
 
 def show_table(title: str, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -47,11 +49,11 @@ def show_table(title: str, headers: Sequence[str], rows: Sequence[Sequence[str]]
             min_width=max(map(len, words), default=1),
         )
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(harmless(cell)) for cell in row))
     console = _console()
     with console.capture() as captured:
         if title:
-            console.print(Text(title, style="bold"), soft_wrap=True)
+            console.print(Text(harmless(title), style="bold"), soft_wrap=True)
         console.print(table)
     for line in captured.get().splitlines():
         say(line.rstrip())
@@ -68,7 +70,7 @@ def show_markdown(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None
     say("| " + " | ".join(headers) + " |")
     say("|" + "|".join("---:" if figures else "---" for figures in _figures(headers, rows)) + "|")
     for row in rows:
-        say("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |")
+        say("| " + " | ".join(harmless(cell).replace("|", "\\|") for cell in row) + " |")
 
 
 def show_json(value: Json) -> None:

@@ -1,12 +1,15 @@
 """Where facts lie, in a checkout and in a wheel."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from planner.calibrate.store import calibration_directories, read_accuracy
 from planner.catalog import paths
+from planner.catalog.memory_coefficients import read_memory_coefficients
 
 
 def test_the_checkout_holds_its_own_facts() -> None:
@@ -68,3 +71,31 @@ def test_the_users_folder_follows_the_platform(
     monkeypatch.setattr(paths.sys, "platform", platform)
     monkeypatch.setattr(Path, "home", lambda: Path("/home/me"))
     assert paths.user_calibration_dir().as_posix() == expected
+
+
+def test_without_a_home_there_is_no_folder_of_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    assert paths.user_calibration_dir() is None
+    assert calibration_directories() == (paths.shipped_calibration_dir(),)
+    assert read_memory_coefficients().provenance
+
+
+def test_a_users_folder_that_may_not_be_entered_does_not_hide_the_shipped_files(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    look = Path.stat
+
+    def forbidden(self: Path, **options: bool) -> os.stat_result:
+        if self.is_relative_to(tmp_path):
+            raise PermissionError(13, "Permission denied")
+        return look(self, **options)
+
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    monkeypatch.setattr(Path, "stat", forbidden)
+    assert paths.user_calibration_dir() is None
+    assert read_memory_coefficients().provenance
+    assert read_accuracy(calibration_directories()).bands

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from planner.domain.base import InputError
-from planner.export.atomic import atomic_text, check_writable, write_text
+from planner.export.atomic import atomic_text, check_outputs, check_writable, write_text, write_texts
 
 
 def test_a_file_is_replaced_whole_and_keeps_its_rights(tmp_path: Path) -> None:
@@ -66,3 +66,43 @@ def test_a_full_device_is_refused_and_stays_a_device() -> None:
     with pytest.raises(InputError, match="No space left"):
         write_text(Path("/dev/full"), "x" * 100_000)
     assert Path("/dev/full").is_char_device()
+
+
+def test_links_in_a_circle_are_refused_in_one_line(tmp_path: Path) -> None:
+    one, other = tmp_path / "one.csv", tmp_path / "other.csv"
+    one.symlink_to(other)
+    other.symlink_to(one)
+    for write in (check_writable, check_outputs, lambda path: write_text(path, "x")):
+        with pytest.raises(InputError, match=r"one\.csv: its symbolic links form a loop"):
+            write(one)
+    assert one.is_symlink()
+
+
+def test_an_output_that_is_an_input_is_refused_however_it_is_spelt(tmp_path: Path) -> None:
+    read, link = tmp_path / "in.csv", tmp_path / "link.csv"
+    read.write_text("mine")
+    link.symlink_to(read)
+    for path in (read, link, tmp_path / "." / "in.csv"):
+        with pytest.raises(InputError, match="this command reads it"):
+            check_outputs(path, inputs=(None, read))
+    check_outputs(tmp_path / "out.csv", None, inputs=(None, read, tmp_path / "not-there.csv"))
+    check_outputs(Path(os.devnull), inputs=(Path(os.devnull),))
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="no /dev/full on this system")
+@pytest.mark.parametrize("full_first", [True, False])
+def test_of_several_files_none_is_replaced_where_one_cannot_be_written(
+    tmp_path: Path, full_first: bool
+) -> None:
+    kept, full = tmp_path / "kept.csv", Path("/dev/full")
+    kept.write_text("old")
+    texts = {full: "new", kept: "new"} if full_first else {kept: "new", full: "new"}
+    with pytest.raises(InputError, match="cannot write /dev/full: No space left"):
+        write_texts(texts)
+    assert kept.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [kept]
+
+
+def test_several_files_are_all_written(tmp_path: Path) -> None:
+    write_texts({tmp_path / "a": "one", tmp_path / "b": "two"})
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "one", "b": "two"}

@@ -72,7 +72,7 @@ def test_a_stay_is_its_prompt_its_answer_and_the_prompts_of_others(running: floa
 
 @pytest.mark.parametrize("utilization", [0.3, 0.6, 0.8])
 def test_one_token_answers_are_an_m_d_1_queue(utilization: float) -> None:
-    """Prompts that fill a step each, served one by one: mean wait rho / (2 (1 - rho)) services (Pollaczek-Khinchine)."""
+    """Prompts that fill a step each: mean wait rho / (2 (1 - rho)) services (Pollaczek-Khinchine)."""
     mill = load(input_tokens=8192.0, output_tokens=1.0)
     service_s = FIXED_S + 8192 * PER_TOKEN_S
     rate = np.array([utilization / service_s])
@@ -137,7 +137,7 @@ def test_a_prefix_in_the_cache_saves_its_prompt_work() -> None:
 
 
 def test_bursts_make_prompts_queue() -> None:
-    """Gaps with a coefficient of variation of 3 come five at a time; each waits for four others' 500 tokens of 8,192."""
+    """Gaps of variation 3 come five at a time; each waits for four others' 500 of 8,192 tokens."""
     running = np.array([5.0])
     poisson, bursty = (open_loop(table(), load(arrival_cv=cv), running) for cv in (1.0, 3.0))
     waited_s = bursty.ttft.mean_s[0] - poisson.ttft.mean_s[0]

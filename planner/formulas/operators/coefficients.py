@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 from functools import cached_property
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -15,6 +15,14 @@ from planner.formulas.arrays import FloatArray
 
 OPERATOR_FORMAT = 1
 """Raised whenever a form changes meaning, so that an older file is refused and not misread."""
+
+
+# Wide enough for whatever a fit finds, narrow enough that no damaged number overflows later.
+Seconds = Annotated[float, Field(ge=0, le=1)]
+Efficiency = Annotated[float, Field(ge=1e-6, le=100)]
+Multiple = Annotated[float, Field(ge=0, le=1e6)]
+ErrorRatio = Annotated[float, Field(ge=-1e12, le=1e12)]
+Log = Annotated[float, Field(ge=-64, le=64)]
 
 
 class Origin(StrEnum):
@@ -33,27 +41,27 @@ class Evidence(Frozen):
 
     origin: Origin
     note: str = ""
-    rows: int = Field(default=0, ge=0)
-    median_ratio: float | None = None
-    p90_ratio: float | None = None
-    bias_ratio: float | None = None
+    rows: int = Field(default=0, ge=0, le=10**12)
+    median_ratio: ErrorRatio | None = None
+    p90_ratio: ErrorRatio | None = None
+    bias_ratio: ErrorRatio | None = None
     """Median of predicted / measured - 1, sign kept."""
-    held_out_rows: int = Field(default=0, ge=0)
-    held_out_median_ratio: float | None = None
+    held_out_rows: int = Field(default=0, ge=0, le=10**12)
+    held_out_median_ratio: ErrorRatio | None = None
     """On shapes the fit did not see (30 % of them), from a fit to the others."""
-    held_out_p90_ratio: float | None = None
+    held_out_p90_ratio: ErrorRatio | None = None
 
 
 class GemmCurve(Frozen):
     """p-norm of compute and memory time, plus a launch, reduction depth and quantisation of the input."""
 
-    flop_efficiency: float = Field(gt=0)
-    byte_efficiency: float = Field(gt=0)
+    flop_efficiency: Efficiency
+    byte_efficiency: Efficiency
     exponent: float = Field(ge=0.5, le=64)
-    constant_s: float = Field(ge=0)
-    per_k_s: float = Field(ge=0)
+    constant_s: Seconds
+    per_k_s: Seconds
     """Seconds per element of the reduction dimension."""
-    quantize_passes: float = Field(ge=0)
+    quantize_passes: Multiple
     """Multiples of reading an input value in 16 bit and writing it in 8; 0 where inputs stay in 16 bit."""
 
 
@@ -71,10 +79,10 @@ class GemmColumns(NamedTuple):
 class GemmSurface(Frozen):
     """What the curves leave: log(measured / curve) on a grid of tokens x outputs x inputs, linear in between."""
 
-    log2_tokens: tuple[float, ...] = Field(min_length=2)
-    log2_width: tuple[float, ...] = Field(min_length=2)
+    log2_tokens: tuple[Log, ...] = Field(min_length=2)
+    log2_width: tuple[Log, ...] = Field(min_length=2)
     """Grid of both n and k."""
-    log_ratio: tuple[float, ...]
+    log_ratio: tuple[Log, ...]
     """[tokens, n, k] flattened, last index fastest."""
 
     @model_validator(mode="after")
@@ -100,7 +108,7 @@ class GemmFit(Frozen):
     """One storage format of weights: what is multiplied in which format, below and above the blend."""
 
     compute: ComputeDtype
-    weight_bytes: float = Field(gt=0)
+    weight_bytes: float = Field(gt=0, le=16)
     """Per weight, scales included."""
     small: GemmCurve
     large: GemmCurve
@@ -118,21 +126,21 @@ class GemmFit(Frozen):
 class MoeCurve(Frozen):
     """p-norm of grouped-matmul time and expert-weight traffic, plus routing, activations and launch."""
 
-    flop_efficiency: float = Field(gt=0)
-    byte_efficiency: float = Field(gt=0)
+    flop_efficiency: Efficiency
+    byte_efficiency: Efficiency
     exponent: float = Field(ge=0.5, le=64)
     imbalance_exponent: float = Field(ge=0, le=1)
     """a: the busiest of R expert-parallel ranks has R^a times the mean rows."""
-    tile_rows: float = Field(ge=0)
+    tile_rows: Multiple
     """Rows each active expert is padded by."""
-    skew: float = Field(gt=0)
+    skew: float = Field(ge=1e-6, le=1e6)
     """s of E (1 - (1 + rows per expert / s)^-s) active experts; large is uniform routing."""
-    constant_s: float = Field(ge=0)
-    per_width_s: float = Field(ge=0)
+    constant_s: Seconds
+    per_width_s: Seconds
     """Per element of both reduction dimensions, inputs and intermediate."""
-    activation_efficiency: float = Field(gt=0)
+    activation_efficiency: Efficiency
     """Share of memory bandwidth that routed activations move at."""
-    token_passes: float = Field(ge=0)
+    token_passes: Multiple
     """Times every token's hidden state is moved whether routed here or not."""
 
 
@@ -140,7 +148,7 @@ class MoeFit(Frozen):
     """One storage format of expert weights, with experts sliced (tensor) or dealt out (expert parallel)."""
 
     compute: ComputeDtype
-    weight_bytes: float = Field(gt=0)
+    weight_bytes: float = Field(gt=0, le=16)
     tensor_parallel: MoeCurve
     expert_parallel: MoeCurve
     tensor_parallel_evidence: Evidence
@@ -150,14 +158,14 @@ class MoeFit(Frozen):
 class DecodeAttentionFit(Frozen):
     """One new token a sequence against its cache: KV traffic, a launch, and work per sequence and head."""
 
-    head_dim: int = Field(gt=0)
+    head_dim: int = Field(gt=0, le=65_536)
     windowed: bool
     """Measured with a sliding window; kernels differ."""
-    byte_efficiency: float = Field(gt=0)
-    constant_s: float = Field(ge=0)
-    per_kv_head_s: float = Field(ge=0)
+    byte_efficiency: Efficiency
+    constant_s: Seconds
+    per_kv_head_s: Seconds
     """Per sequence and KV head."""
-    per_query_head_s: float = Field(ge=0)
+    per_query_head_s: Seconds
     """Per sequence and query head."""
     evidence: Evidence
 
@@ -165,12 +173,12 @@ class DecodeAttentionFit(Frozen):
 class ContextAttentionFit(Frozen):
     """Many new tokens a sequence, causal among themselves, against all earlier ones."""
 
-    head_dim: int = Field(gt=0)
+    head_dim: int = Field(gt=0, le=65_536)
     windowed: bool
-    flop_efficiency: float = Field(gt=0)
-    byte_efficiency: float = Field(gt=0)
-    constant_s: float = Field(ge=0)
-    per_key_s: float = Field(ge=0)
+    flop_efficiency: Efficiency
+    byte_efficiency: Efficiency
+    constant_s: Seconds
+    per_key_s: Seconds
     """Per key of one sequence: a block of queries walks its keys one after another, on however large a GPU."""
     evidence: Evidence
 
@@ -178,17 +186,17 @@ class ContextAttentionFit(Frozen):
 class MlaFit(Frozen):
     """Multi-head latent attention without its projections."""
 
-    bmm_flop_efficiency: float = Field(gt=0)
-    bmm_byte_efficiency: float = Field(gt=0)
-    bmm_constant_s: float = Field(ge=0)
+    bmm_flop_efficiency: Efficiency
+    bmm_byte_efficiency: Efficiency
+    bmm_constant_s: Seconds
     """Of one absorbed batched matmul; a decode layer has two."""
-    decode_byte_efficiency: float = Field(gt=0)
-    decode_flop_efficiency: float = Field(gt=0)
-    decode_constant_s: float = Field(ge=0)
-    context_flop_efficiency: float = Field(gt=0)
-    context_byte_efficiency: float = Field(gt=0)
+    decode_byte_efficiency: Efficiency
+    decode_flop_efficiency: Efficiency
+    decode_constant_s: Seconds
+    context_flop_efficiency: Efficiency
+    context_byte_efficiency: Efficiency
     """Share of memory bandwidth at which expanded keys and values are written and read."""
-    context_constant_s: float = Field(ge=0)
+    context_constant_s: Seconds
     bmm_evidence: Evidence
     decode_evidence: Evidence
     context_evidence: Evidence
@@ -197,13 +205,13 @@ class MlaFit(Frozen):
 class LinearAttentionFit(Frozen):
     """Gated delta net or Mamba mixer without its projections."""
 
-    decode_byte_efficiency: float = Field(gt=0)
+    decode_byte_efficiency: Efficiency
     """Share of memory bandwidth at which a sequence's state is read and written."""
-    decode_constant_s: float = Field(ge=0)
-    context_byte_efficiency: float = Field(gt=0)
+    decode_constant_s: Seconds
+    context_byte_efficiency: Efficiency
     """Share of memory bandwidth at which a prompt's inputs, convolutions and outputs move."""
-    context_constant_s: float = Field(ge=0)
-    context_per_token_s: float = Field(ge=0)
+    context_constant_s: Seconds
+    context_per_token_s: Seconds
     """Per token of one sequence: chunks follow one another, on however large a GPU."""
     decode_evidence: Evidence
     context_evidence: Evidence
@@ -212,10 +220,10 @@ class LinearAttentionFit(Frozen):
 class CollectiveCurve(Frozen):
     """p-norm of a latency and the ring volume 2 (n - 1) / n x message over the link."""
 
-    ranks: int = Field(ge=2)
-    constant_s: float = Field(ge=0)
-    link_efficiency: float = Field(gt=0)
-    exponent: float = Field(gt=0, le=64)
+    ranks: int = Field(ge=2, le=65_536)
+    constant_s: Seconds
+    link_efficiency: Efficiency
+    exponent: float = Field(ge=0.1, le=64)
     evidence: Evidence
 
 
@@ -224,7 +232,7 @@ class AllReduceFit(Frozen):
 
     custom: tuple[CollectiveCurve, ...]
     nccl: tuple[CollectiveCurve, ...]
-    custom_limit_bytes: float = Field(ge=0)
+    custom_limit_bytes: float = Field(ge=0, le=1e15)
     """Messages of at least this size go through NCCL."""
 
 
@@ -234,7 +242,7 @@ class TableSource(Frozen):
     path: str
     """Relative to the directory of tables."""
     engine_version: str
-    rows: int = Field(ge=1)
+    rows: int = Field(ge=1, le=10**12)
 
 
 class OperatorCoefficients(Frozen):

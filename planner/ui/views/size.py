@@ -1,6 +1,7 @@
 """Size: the cheapest deployments that keep the promise, what they cost, and why not the others."""
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from planner.domain.plan import Bottleneck, Plan
 from planner.domain.units import MONTHS_PER_YEAR, seconds_to_ms
@@ -21,7 +22,7 @@ from planner.ui.explain import explain
 from planner.ui.format import count, latency, number, percent, usd
 
 TOP = 5
-TILE_PX = 145
+TILE_PX = 143
 
 
 def headline(plan: Plan) -> None:
@@ -53,54 +54,63 @@ def tiles(plan: Plan) -> None:
     per_input, per_output = (
         number(value, 2) for value in (cost.usd_per_million_input_tokens, cost.usd_per_million_output_tokens)
     )
-    with st.container(horizontal=True, gap="small"):
-        st.metric(
-            "Cost a month",
-            f"≈ {usd(cost.usd_per_month)}",
-            delta=tables.cost_change(cost.usd_per_month, answers.before_usd_per_month()),
-            delta_color="inverse",
-            border=True,
-            width=TILE_PX,
-            height="stretch",
-            help=f"{plan.fleet.instances} × ${plan.candidate.price.usd_per_hour:.4g} × 730 h, price of "
-            f"{plan.candidate.price.as_of or 'unknown date'}. Below: the change since your last answer.",
-        )
-        promise_tile("TTFT p95", plan.latency.ttft_p95_s, slo.ttft_p95_s)
-        promise_tile("TPOT p95", plan.latency.tpot_p95_s, slo.tpot_p95_s)
-        st.metric(
-            "Capacity, req/s",
-            f"≈ {number(plan.capacity_requests_per_s)}",
-            delta=f"{percent(plan.utilization_ratio)} busy at peak",
-            delta_color="off",
-            delta_arrow="off",
-            border=True,
-            width=TILE_PX,
-            height="stretch",
-            help=f"What the fleet carries within the promise; a replica {number(plan.replica_requests_per_s)}.",
-        )
-        st.metric(
-            "Binds",
-            binding,
-            delta=f"{number(plan.running_requests)} running",
-            delta_color="off",
-            delta_arrow="off",
-            border=True,
-            width=TILE_PX,
-            height="stretch",
-            help="What stops a replica from carrying more (throughput: it is busy, latency would still allow more), "
-            "and the requests it runs at once at the peak.",
-        )
-        st.metric(
-            "$ per M tokens",
-            f"≈ {usd(cost.usd_per_million_tokens)}",
-            delta=f"{per_input} in, {per_output} out",
-            delta_color="off",
-            delta_arrow="off",
-            border=True,
-            width=TILE_PX,
-            height="stretch",
-            help="Per million tokens at the mean load. Input and output split the cost by the GPU time each takes.",
-        )
+    with st.container(horizontal=True, gap="xsmall"):
+        with pair():
+            st.metric(
+                "Cost a month",
+                f"≈ {usd(cost.usd_per_month)}",
+                delta=tables.cost_change(cost.usd_per_month, answers.before_usd_per_month()),
+                delta_color="inverse",
+                border=True,
+                width=TILE_PX,
+                height="stretch",
+                help=f"{plan.fleet.instances} × ${plan.candidate.price.usd_per_hour:.4g} × 730 h, price of "
+                f"{plan.candidate.price.as_of or 'unknown date'}. Below: the change since your last answer.",
+            )
+            st.metric(
+                "$ per M tokens",
+                f"≈ {usd(cost.usd_per_million_tokens)}",
+                delta=f"{per_input} in, {per_output} out",
+                delta_color="off",
+                delta_arrow="off",
+                border=True,
+                width=TILE_PX,
+                height="stretch",
+                help="Per million tokens at the mean load. Input and output split the cost by the GPU time each takes.",
+            )
+        with pair():
+            promise_tile("TTFT p95", plan.latency.ttft_p95_s, slo.ttft_p95_s)
+            promise_tile("TPOT p95", plan.latency.tpot_p95_s, slo.tpot_p95_s)
+        with pair():
+            st.metric(
+                "Capacity, req/s",
+                f"≈ {number(plan.capacity_requests_per_s)}",
+                delta=f"{percent(plan.utilization_ratio)} busy",
+                delta_color="off",
+                delta_arrow="off",
+                border=True,
+                width=TILE_PX,
+                height="stretch",
+                help="What the fleet carries within the promise, and how busy that leaves it at the peak; "
+                f"a replica carries {number(plan.replica_requests_per_s)}.",
+            )
+            st.metric(
+                "Binds",
+                binding,
+                delta=f"{number(plan.running_requests)} running",
+                delta_color="off",
+                delta_arrow="off",
+                border=True,
+                width=TILE_PX,
+                height="stretch",
+                help="What stops a replica from carrying more (throughput: it is busy, latency would still allow "
+                "more), and the requests it runs at once at the peak.",
+            )
+
+
+def pair() -> DeltaGenerator:
+    """Room for two tiles that stay side by side, so that none stands alone on a row."""
+    return st.container(horizontal=True, gap="xsmall", width="content", wrap=False)
 
 
 def promise_tile(name: str, value_s: float, promised_s: float | None) -> None:
