@@ -27,6 +27,8 @@ WORKLOAD_COLUMNS = (
     *("input_tokens", "output_tokens", "length_low_ratio", "prefix_hit_ratio"),
     *("concurrency", "request_rate_per_s", "arrival", "num_requests"),
 )
+VERSION_AT = DEPLOYMENT_COLUMNS.index("engine_version")
+"""Other engines count their releases otherwise."""
 KNOWN_COLUMNS = (*DEPLOYMENT_COLUMNS, "engine", *WORKLOAD_COLUMNS)
 ENGINES = ("", "vllm")
 SIMILAR_ENGINES = ("sglang", "tensorrt-llm", "tensorrt_llm", "trtllm", "lmdeploy", "tgi")
@@ -64,15 +66,18 @@ class CaseReader:
 
     def read(self, cells: Sequence[str]) -> RunCases | str:
         """The cases of a row, or what is wrong with it, naming the column, its value and what is legal."""
-        deployment = self._deployment(_texts(cells, self._deployment_at))
+        engine = cells[self._engine_at].strip().lower() if self._engine_at >= 0 else ""
+        if engine not in ENGINES + SIMILAR_ENGINES:
+            return str(Cells({"engine": engine}).error("engine", f"vllm (or {', '.join(SIMILAR_ENGINES)})"))
+        texts = _texts(cells, self._deployment_at)
+        if engine in SIMILAR_ENGINES:
+            texts = (*texts[:VERSION_AT], "", *texts[VERSION_AT + 1 :])
+        deployment = self._deployment(texts)
         workloads = self._workloads(_texts(cells, self._workload_at))
         if isinstance(deployment, str):
             return deployment
         if isinstance(workloads, str):
             return workloads
-        engine = cells[self._engine_at].strip().lower() if self._engine_at >= 0 else ""
-        if engine not in ENGINES + SIMILAR_ENGINES:
-            return str(Cells({"engine": engine}).error("engine", f"vllm (or {', '.join(SIMILAR_ENGINES)})"))
         note = "" if engine in ENGINES else f"{engine} is predicted as if it were vLLM"
         turned_away = _turned_away(deployment, workloads)
         if turned_away or not workloads:

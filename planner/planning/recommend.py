@@ -16,11 +16,10 @@ from planner.domain.plan import (
     Recommendation,
     Rejection,
 )
-from planner.domain.units import seconds_to_ms
 from planner.domain.workload import Slo
 from planner.formulas.cost import token_prices, usd_per_month
 from planner.planning.candidates import Replica, Site, price_of, sites
-from planner.planning.evaluate import Service, three_digits
+from planner.planning.evaluate import Service
 from planner.planning.facts import Facts
 from planner.planning.screening import Answer, screen
 from planner.planning.sizing import Placed, Refusal
@@ -168,7 +167,7 @@ def _beyond_band(answer: Answer, band: ErrorBand | None, slo: Slo) -> Iterable[s
         ("TPOT", latency.tpot_p95_s, band.tpot_factor_high, slo.tpot_p95_s),
     ):
         if promised_s is not None and predicted_s * factor > promised_s:
-            yield f"{name} p95 may reach {three_digits(seconds_to_ms(predicted_s * factor))} ms within the error band"
+            yield f"{name} p95 breaks the promise at the upper end of its error band ({factor - 1.0:+.0%})"
 
 
 def _warnings(site: Site, price: Price, answer: Answer, *, today: str) -> Iterable[str]:

@@ -336,5 +336,5 @@ def test_a_length_nobody_recorded_is_as_long_as_the_load_needs(cli: Cli, tmp_pat
 
 
 def test_another_engine_is_answered_and_named(cli: Cli, tmp_path: Path) -> None:
-    row = one(cli, tmp_path, engine="SGLang")
+    row = one(cli, tmp_path, engine="SGLang", engine_version="0.5.5")
     assert (row["status"], row["reason"]) == ("ok", "sglang is predicted as if it were vLLM")
