@@ -156,7 +156,9 @@ def question_from(ask: Ask) -> Question:
     tpot_ms = _first(ask.tpot_p95_ms, preset.tpot_p95_ms if preset else None)
     kv = tuple(
         dict.fromkeys(
-            dtype for text in ask.kv_dtype or (AUTO,) for dtype in (ANY_KV if text == ANY else (kv_dtype_named(text),))
+            dtype
+            for text in ask.kv_dtype or (AUTO,)
+            for dtype in (ANY_KV if text == ANY else (kv_dtype_named(text),))
         )
     )
     return Question(

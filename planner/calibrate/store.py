@@ -109,7 +109,16 @@ def read_coefficients(path: Path) -> OperatorCoefficients:
 
 def _find(gpu: str, directories: Sequence[Path]) -> Path | None:
     paths = (operators_path(directory, gpu) for directory in directories)
-    return next((path for path in paths if path.is_file()), None)
+    return next((path for path in paths if _is_there(path)), None)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError as error:
+        raise InputError(
+            f"calibration folder {path.parent} cannot be read: {error.strerror or error}"
+        ) from None
 
 
 def operators_for(gpu: Gpu, directories: Sequence[Path]) -> GpuOperators:
@@ -139,6 +148,6 @@ def read_accuracy(directories: Sequence[Path]) -> Accuracy:
     """
     for directory in directories:
         path = directory / ACCURACY_FILE
-        if path.is_file():
+        if _is_there(path):
             return _parse(path, Accuracy, "fit errors MEASURED.csv")
     return Accuracy(source="", fitted_on="", bands=())

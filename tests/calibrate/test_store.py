@@ -1,5 +1,6 @@
 """Coefficients on disk: whole or not at all, first directory first, broken files told, siblings labelled."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -100,6 +101,18 @@ def test_a_negative_efficiency_and_an_older_format_are_refused(tmp_path: Path) -
         read_coefficients(path)
 
 
+@pytest.mark.parametrize(
+    ("field", "number"),
+    [("bmm_constant_s", "1e300"), ("bmm_constant_s", "9" * 400), ("bmm_flop_efficiency", "1e-300")],
+)
+def test_a_damaged_number_is_refused_when_it_is_read(tmp_path: Path, field: str, number: str) -> None:
+    path = write_coefficients(read_coefficients(shipped()), tmp_path)
+    path.write_text(re.sub(rf'"{field}": [^,]+', f'"{field}": {number}', path.read_text()))
+    with pytest.raises(InputError, match=rf"mla\.{field}: ") as caught:
+        read_coefficients(path)
+    assert "\n" not in str(caught.value)
+
+
 def test_own_coefficients_win_and_the_first_directory_first(tmp_path: Path) -> None:
     mine = read_coefficients(shipped()).model_copy(update={"fitted_on": "2001-02-03"})
     write_coefficients(mine, tmp_path)
@@ -157,3 +170,15 @@ def test_shipped_directory_copied_elsewhere_answers_the_same(tmp_path: Path) -> 
     shutil.copytree(SHIPPED / "operators", tmp_path / "operators")
     gpu = find_gpu("A100-SXM-80GB")
     assert operators_for(gpu, (tmp_path,)) == operators_for(gpu, (SHIPPED,))
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(self: Path) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_file", forbidden)
+    said = f"calibration folder {tmp_path}.* cannot be read: Permission denied"
+    with pytest.raises(InputError, match=said):
+        operators_for(find_gpu(H100), (tmp_path,))
+    with pytest.raises(InputError, match=said):
+        read_accuracy((tmp_path,))

@@ -34,6 +34,13 @@ def test_files_are_looked_for_beside_the_question(tmp_path: Path) -> None:
         (b'model = "\xff"', "not UTF-8 text"),
         (b"#" * 2_000_000, "larger than 1 MB"),
         (b"a = " + b"[" * 100_000, "not a TOML file"),
+        (b"top = " + b"9" * 5000, "not a TOML file"),
+        (b"top = 0x" + b"f" * 9000, "top is a number of more than 18 digits"),
+        (b"gpu = [[0x" + b"f" * 9000 + b"]]", "gpu is a number of more than 18 digits"),
+        (b'prices = "a\\u0000b"', "prices holds a NUL character"),
+        (b'previous = "a\\u0000b"', "previous holds a NUL character"),
+        (b"requests_per_s = true", "requests_per_s is true; only include_untrusted may be"),
+        (b"top = false", "top is false; only include_untrusted may be"),
     ],
 )
 def test_a_broken_file_is_refused_in_one_line(tmp_path: Path, content: bytes, wanted: str) -> None:
@@ -62,6 +69,8 @@ def test_a_wrong_value_is_refused_and_names_its_key(cli: Cli, tmp_path: Path, li
         ("rank,usd_per_month\n1,cheap\n", '"cheap"; an amount above 0 is needed'),
         ("rank,usd_per_month\n1,-5\n", "an amount above 0 is needed"),
         ("rank,usd_per_month\n1\n", "an amount above 0 is needed"),
+        ("rank,usd_per_month\n1,1_000\n", "an amount above 0 is needed"),
+        ("rank,usd_per_month\n1,1,000\n", "more cells than the header"),
     ],
 )
 def test_an_earlier_recommendation_must_name_its_cost(tmp_path: Path, text: str, wanted: str) -> None:

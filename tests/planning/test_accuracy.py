@@ -1,0 +1,33 @@
+"""Predictions against measured runs that nothing was fitted on, where their table lies beside the checkout."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from planner.assemble import facts_for
+from planner.cli import main
+from planner.domain.evidence import Basis
+
+RUNS = Path(__file__).parents[3] / "shared" / "truth" / "e2e_train.csv"
+
+pytestmark = [
+    pytest.mark.shared,
+    pytest.mark.skipif(
+        not RUNS.is_file(), reason="the measured runs (../shared/truth/e2e_train.csv) are not here"
+    ),
+]
+
+
+def test_every_run_is_answered_and_tpot_is_near(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", str(RUNS), "--json"]) == 0
+    text = capsys.readouterr().out
+    report = json.loads(text)
+    assert report["counts"]["ok"] == report["counts"]["rows"] == 92
+    overall = next(
+        row for row in report["errors"] if row["group"] == "all" and row["measure"] == "tpot_ms_mean"
+    )
+    band = facts_for().accuracy.band(Basis.OPERATORS)
+    assert band is not None
+    assert overall["median_ratio"] == pytest.approx(band.tpot_median_error_ratio, abs=0.002)
+    assert overall["median_ratio"] < 0.15
