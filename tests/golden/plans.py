@@ -1,4 +1,4 @@
-"""The winners of the bundled questions; `python -m tests.golden.plans` rewrites them after a change meant to move them."""
+"""The winners of the bundled questions; `python -m tests.golden.plans` rewrites them after a change that is meant."""
 
 import json
 from pathlib import Path
