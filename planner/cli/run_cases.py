@@ -1,7 +1,7 @@
 """What one row of a runs table asks for: its cells read strictly, empty ones with vLLM's defaults."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from planner.assemble import first_problem, kv_dtype_named, weight_dtype_named
 from planner.catalog.models import load_model
 from planner.catalog.nearest import shown, unknown
-from planner.cli.deployment import Engine, engine_settings, gpu_named, length_refused, parallelism_of
+from planner.cli.deployment import Engine, engine_settings, gpu_named, parallelism_of
 from planner.domain.base import InputError
 from planner.domain.hardware import Gpu
 from planner.domain.model import Model
@@ -78,7 +78,7 @@ class CaseReader:
             return deployment
         if isinstance(workloads, str):
             return workloads
-        note = "" if engine in ENGINES else f"{engine} is predicted as if it were vLLM"
+        note = "; ".join(_notes(engine, deployment))
         turned_away = _turned_away(deployment, workloads)
         if turned_away or not workloads:
             return RunCases((deployment,), turned_away, note=note)
@@ -131,13 +131,22 @@ class CaseReader:
         )
 
 
+def _notes(engine: str, deployment: Case) -> Iterator[str]:
+    """What a reader of a row's answer must know."""
+    if engine not in ENGINES:
+        yield f"{engine} is predicted as if it were vLLM"
+    own, asked = deployment.model.max_position, deployment.engine.max_model_len
+    if asked > own:
+        yield f"max_model_len {asked} is beyond the model's {own}: vLLM starts only where that is allowed or scaled"
+
+
 def _turned_away(deployment: Case, workloads: Sequence[Workload]) -> str:
     """Why no request would be answered at this `max_model_len`; empty where some would."""
     longest = deployment.engine.max_model_len
     prompt_tokens = max((workload.input_tokens for workload in workloads), default=0.0)
     if prompt_tokens >= longest:
         return f"prompts of {prompt_tokens:g} tokens leave no room for an answer in max_model_len {longest}"
-    return length_refused(longest, deployment.model)
+    return ""
 
 
 def _texts(cells: Sequence[str], positions: Sequence[int]) -> tuple[str, ...]:

@@ -26,7 +26,11 @@ def missing_checkpoint(checkpoint: Model, weight_dtype: WeightDtype | None) -> s
 
     vLLM turns 16-bit weights into fp8 while loading (`--quantization fp8`); every other format has to be stored.
     """
-    if checkpoint.quantization is not None or weight_dtype in UNQUANTISED or weight_dtype is WeightDtype.FP8:
+    if checkpoint.quantization is not None:
+        if weight_dtype is None or weight_dtype is checkpoint.quantization.dtype:
+            return None
+        return f"needs a checkpoint of {checkpoint.name} stored as {weight_dtype}"
+    if weight_dtype in UNQUANTISED or weight_dtype is WeightDtype.FP8:
         return None
     return f"needs a checkpoint of {checkpoint.name} stored as {weight_dtype}: vLLM quantises to fp8 only"
 

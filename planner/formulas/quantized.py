@@ -1,6 +1,5 @@
 """A model stored in another number format: which projections can be quantised, and the user's wish for them."""
 
-from planner.domain.base import InputError
 from planner.domain.dtypes import WeightDtype
 from planner.domain.model import (
     DenseFfn,
@@ -70,21 +69,12 @@ def _ffn_roles(ffn: Ffn) -> frozenset[GemmRole]:
 def with_weight_dtype(model: Model, dtype: WeightDtype | None) -> Model:
     """The model with its linear layers stored as `dtype`; embeddings, head, norms and routers stay.
 
-    None means as the checkpoint is. A quantised checkpoint may only be asked for the format it has; one that is not
-    runs in either 16-bit format.
-
-    Raises:
-        InputError: another format than the quantised checkpoint's.
+    None means as the checkpoint is. Another format than a quantised checkpoint's means another checkpoint of the same
+    architecture: the layers it quantises follow the wish, not the checkpoint.
     """
-    if dtype is None:
+    if dtype is None or (model.quantization is not None and _is_same(model, dtype)):
         return model
-    if model.quantization is not None:
-        if _is_same(model, dtype):
-            return model
-        raise InputError(
-            f"weight dtype {dtype}: {model.name} is already stored as {model.quantization.dtype}; "
-            "leave the weight dtype out or name an unquantised checkpoint"
-        )
+    model = _unquantised(model)
     if dtype in {WeightDtype.BF16, WeightDtype.FP16}:
         same = dtype is model.activation_dtype
         return model if same else model.model_copy(update={"activation_dtype": dtype})
@@ -95,6 +85,13 @@ def with_weight_dtype(model: Model, dtype: WeightDtype | None) -> Model:
         for kind in model.layer_kinds
     )
     return model.model_copy(update={"layer_kinds": kinds, "quantization": wish})
+
+
+def _unquantised(model: Model) -> Model:
+    if model.quantization is None:
+        return model
+    kinds = tuple(kind.model_copy(update={"quantized": ()}) for kind in model.layer_kinds)
+    return model.model_copy(update={"layer_kinds": kinds, "quantization": None, "head_quantization": None})
 
 
 def _is_same(model: Model, dtype: WeightDtype) -> bool:

@@ -93,7 +93,6 @@ def test_csv_has_the_parts(cli: Cli, tmp_path: Path) -> None:
         (("--gpu-memory-utilization", "nan"), "gpu_memory_utilization must be"),
         (("--gpu-memory-gib", 0), "gpu_memory_gib must be from 1"),
         (("--gpu-memory-gib", "nan"), "gpu_memory_gib must be from 1"),
-        (("--weight-dtype", "int4"), "already stored as mxfp4"),
         (("--kv-dtype", "int8"), 'unknown KV dtype "int8"'),
         (("--engine-version", "x"), "not a vLLM version"),
         (("--gpu", "H1000"), 'unknown GPU "H1000"'),

