@@ -33,7 +33,7 @@ app.command("memory")(memory.memory)
 app.add_typer(catalog.app, name="catalog")
 app.add_typer(export.app, name="export")
 app.add_typer(fit.app, name="fit")
-app.command("ui", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(ui.ui)
+app.command("ui")(ui.ui)
 
 
 @app.callback(invoke_without_command=True)

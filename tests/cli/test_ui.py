@@ -12,15 +12,28 @@ import pytest
 
 from planner.catalog.paths import app_path
 from planner.cli.ui import streamlit_command
+from tests.cli.conftest import Cli
 
 
 def test_the_server_is_local_and_sends_no_statistics() -> None:
-    command = streamlit_command(port=9000, address="localhost", headless=True, extra=["--theme.base=dark"])
+    command = streamlit_command(port=9000, address="localhost", headless=True)
     assert command[1:5] == ["-m", "streamlit", "run", str(app_path())]
     assert "--server.address=localhost" in command
     assert "--server.headless=true" in command
     assert "--browser.gatherUsageStats=false" in command
-    assert command[-1] == "--theme.base=dark"
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--nonsense",), ("--port", "0"), ("--address", "not.an.address.invalid")]
+)
+def test_bad_options_are_one_line(cli: Cli, arguments: tuple[str, ...]) -> None:
+    assert cli("ui", "--headless", *arguments).error
+
+
+def test_a_port_in_use_is_one_line(cli: Cli) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert str(port) in cli("ui", "--headless", "--address", "127.0.0.1", "--port", port).error
 
 
 @pytest.mark.skipif(os.name != "posix", reason="elsewhere the server is a child process")
