@@ -25,11 +25,6 @@ class BundledModel(Frozen):
     as_of: str
     path: Path
 
-    @property
-    def short_name(self) -> str:
-        """The name without its organisation."""
-        return self.name.rpartition("/")[2]
-
 
 @lru_cache(maxsize=1)
 def bundled_models() -> tuple[BundledModel, ...]:

@@ -15,6 +15,7 @@ from planner.domain.model import Model
 from planner.domain.units import gib_to_bytes
 from planner.formulas.engine_defaults import engine_rules, server_defaults
 from planner.planning.predict import Case
+from planner.planning.sizing import check_length
 
 
 class Engine(NamedTuple):
@@ -65,13 +66,6 @@ def _given(value: int | None, otherwise: int) -> int:
     return otherwise if value is None else value
 
 
-def length_refused(max_model_len: int, model: Model) -> str:
-    """Why vLLM does not start at this length; empty where it does."""
-    if max_model_len <= model.max_position:
-        return ""
-    return f"max_model_len must be at most {model.max_position} for {model.name}, got {max_model_len}"
-
-
 def parallelism_of(tp: int, pp: int = 1, dp: int = 1, *, ep: bool = False) -> Parallelism:
     """How a replica is spread. Raises InputError where a degree is out of range."""
     try:
@@ -115,9 +109,7 @@ def deployment(model: str, gpu: Gpu, parallelism: Parallelism, formats: Formats,
     """
     loaded = load_model(model, weight_dtype=weight_dtype_named(formats.weight))
     settings = engine_settings(engine, loaded, gpu)
-    refused = length_refused(settings.max_model_len, loaded)
-    if refused:
-        raise InputError(refused)
+    check_length(settings.max_model_len, loaded)
     return Case(
         model=loaded,
         gpu=gpu,

@@ -72,9 +72,8 @@ def vllm(
         ),
     )
     prediction = predict([case], facts_for(calibration_dir=calibration_dir))[0]
-    quantization = case.model.quantization
     layout = Layout(
-        weight_dtype=quantization.dtype if quantization else None,
+        weight_dtype=case.model.weight_dtype,
         kv_dtype=case.kv_dtype,
         parallelism=case.parallelism,
     )

@@ -32,6 +32,7 @@ from planner.export.atomic import check_outputs
 from planner.export.format import number, percent
 from planner.export.memory import memory_parts
 from planner.export.table import write_csv
+from planner.planning.candidates import TENSOR_PARALLEL
 from planner.planning.facts import Facts
 from planner.planning.predict import Case, predict
 from planner.planning.sizing import Refusal
@@ -39,7 +40,6 @@ from planner.planning.sizing import Refusal
 BAR_WIDTH = 40
 MARKS = "WagnK."
 """What stands for each part of a card in the bar."""
-TENSOR_PARALLEL = (1, 2, 4, 8, 16, 32, 64)
 
 
 def memory(

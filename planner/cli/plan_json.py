@@ -73,10 +73,7 @@ def _question(question: Question) -> Json:
     return {
         "model": question.variants[0].name,
         "architecture": question.variants[0].architecture,
-        "weight_dtypes": [
-            (variant.quantization.dtype if variant.quantization else variant.activation_dtype).value
-            for variant in question.variants
-        ],
+        "weight_dtypes": [variant.weight_dtype.value for variant in question.variants],
         "kv_dtypes": [dtype.value for dtype in supply.kv_dtypes],
         "input_tokens": workload.input_tokens,
         "output_tokens": workload.output_tokens,

@@ -49,6 +49,11 @@ class Gpu(Frozen):
     def __hash__(self) -> int:
         return hash(self.name)
 
+    @property
+    def is_hopper(self) -> bool:
+        """Compute capability 9.x: where vLLM's Hopper kernels run."""
+        return self.compute_capability.startswith("9.")
+
 
 class Interconnect(StrEnum):
     """How the GPUs of one instance reach each other."""

@@ -238,10 +238,10 @@ class Model(Frozen):
         """Number of decoder layers."""
         return len(self.layer_pattern)
 
-    def layer_counts(self, first: int = 0, last: int | None = None) -> tuple[tuple[Layer, int], ...]:
-        """Distinct layers with how often each occurs in `[first, last)`."""
-        part = self.layer_pattern[first:last]
-        return tuple((kind, part.count(i)) for i, kind in enumerate(self.layer_kinds) if i in part)
+    @property
+    def weight_dtype(self) -> WeightDtype:
+        """How the linear layers are stored."""
+        return self.quantization.dtype if self.quantization is not None else self.activation_dtype
 
     @property
     def has_moe(self) -> bool:

@@ -43,7 +43,6 @@ from planner.formulas.operators import (
 
 UNLIMITED_TOKENS = 1e12
 ACTIVATION_BYTES = 2
-HOPPER = "9."
 MIXER_KERNELS = 4
 """Two norms with their residual sums, rotary positions, cache write."""
 
@@ -111,8 +110,7 @@ def _communication_s(rank: Rank, kind: Layer, tokens: FloatArray) -> FloatArray:
 
 def _expert_kernel(dtype: WeightDtype, ops: GpuOperators, kernels: EngineRules) -> WeightDtype:
     """The format whose kernel times stand for these experts; Marlin's 4-bit kernels take equally long."""
-    on_hopper = ops.gpu.compute_capability.startswith(HOPPER)
-    if dtype is WeightDtype.MXFP4 and on_hopper and kernels.marlin_mxfp4_on_hopper:
+    if dtype is WeightDtype.MXFP4 and ops.gpu.is_hopper and kernels.marlin_mxfp4_on_hopper:
         return WeightDtype.INT4
     return dtype
 

@@ -11,9 +11,6 @@ from planner.formulas.activations import ActivationShape, ForwardPeak
 from planner.formulas.engine_defaults import EngineRules, capture_limit, capture_sizes, engine_rules
 from planner.formulas.kv_cache import KvLayout
 
-HOPPER = "9."
-"""Compute capabilities on which vLLM runs block-quantised experts through DeepGEMM."""
-
 
 class MemoryCoefficients(Frozen):
     """What no architecture tells about the engine's memory; fitted on start-up logs."""
@@ -112,8 +109,8 @@ def non_torch_bytes(parallelism: Parallelism, coefficients: MemoryCoefficients) 
 
 
 def _forward_peak(card: Card) -> ForwardPeak:
-    is_hopper = card.gpu.compute_capability.startswith(HOPPER)
-    return card.activations.forward_deep_gemm if is_hopper else card.activations.forward
+    # On Hopper vLLM runs block-quantised experts through DeepGEMM.
+    return card.activations.forward_deep_gemm if card.gpu.is_hopper else card.activations.forward
 
 
 def _cuda_graph_bytes(

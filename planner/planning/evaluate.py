@@ -14,10 +14,9 @@ from planner.domain.workload import Slo, Workload
 from planner.formulas.arrays import FloatArray, IntArray
 from planner.formulas.engine_defaults import engine_rules
 from planner.formulas.step import StepTable
-from planner.planning.sizing import Placed, Refusal, Sizer, memory_refusal
+from planner.planning.sizing import Placed, Refusal, Sizer, check_length, memory_refusal
 from planner.serving.steady_state import (
     FULLEST,
-    Latencies,
     Load,
     ServingState,
     open_loop,
@@ -72,8 +71,7 @@ def default_max_model_len(question: Question) -> int:
     model = question.variants[0]
     longest = question.workload.input_tokens + question.workload.output_tokens
     limit = question.max_model_len if question.max_model_len is not None else model.max_position
-    if limit > model.max_position:
-        raise InputError(f"max_model_len must be at most {model.max_position} for {model.name}, got {limit}")
+    check_length(limit, model)
     if longest > limit:
         raise InputError(
             f"a prompt and its answer take {longest:g} tokens, more than the {limit} of "
@@ -82,7 +80,7 @@ def default_max_model_len(question: Question) -> int:
     if question.max_model_len is not None:
         return question.max_model_len
     roomy = int(2 ** math.ceil(math.log2(2.0 * longest)))
-    return min(question.variants[0].max_position, max(4096, roomy))
+    return min(model.max_position, max(4096, roomy))
 
 
 def choices(
@@ -296,29 +294,11 @@ def serve(table: StepTable, loaded: Sequence[Share], workload: Workload) -> list
     load = load_of(rows, workload)
     rates = np.array([share.requests_per_s for share in loaded])[:, None]
     state = open_loop(table, load, running_at_rate(table, load, rates))
-    latencies = [*_columns(state.ttft), *_columns(state.tpot)]
-    services = []
-    for index in range(len(loaded)):
-        ttft_mean, ttft_p50, ttft_p95, ttft_p99, tpot_mean, _, tpot_p95, tpot_p99 = (
-            float(column[index, 0]) for column in latencies
+    return [
+        Service(
+            state.latency_at((index, 0)),
+            running_requests=float(state.running_requests[index, 0]),
+            prompt_time_ratio=float(state.prompt_time_ratio[index, 0]),
         )
-        services.append(
-            Service(
-                Latency(
-                    ttft_mean_s=ttft_mean,
-                    ttft_p50_s=ttft_p50,
-                    ttft_p95_s=ttft_p95,
-                    ttft_p99_s=ttft_p99,
-                    tpot_mean_s=tpot_mean,
-                    tpot_p95_s=tpot_p95,
-                    tpot_p99_s=tpot_p99,
-                ),
-                running_requests=float(state.running_requests[index, 0]),
-                prompt_time_ratio=float(state.prompt_time_ratio[index, 0]),
-            )
-        )
-    return services
-
-
-def _columns(figure: Latencies) -> tuple[FloatArray, ...]:
-    return figure.mean_s, figure.p50_s, figure.p95_s, figure.p99_s
+        for index in range(len(loaded))
+    ]

@@ -139,24 +139,9 @@ def _time(
     cases = [case for _, _, case, _, _ in rows]
     state = _serve(table, load, cases)
     ranks = _ranks(cases)
-    columns = [
-        *(state.ttft.mean_s, state.ttft.p50_s, state.ttft.p95_s, state.ttft.p99_s),
-        *(state.tpot.mean_s, state.tpot.p95_s, state.tpot.p99_s),
-    ]
     for row, (index, _, _, _, _) in enumerate(rows):
-        ttft_mean, ttft_p50, ttft_p95, ttft_p99, tpot_mean, tpot_p95, tpot_p99 = (
-            float(column[row]) for column in columns
-        )
         predictions[index] = predictions[index]._replace(
-            latency=Latency(
-                ttft_mean_s=ttft_mean,
-                ttft_p50_s=ttft_p50,
-                ttft_p95_s=ttft_p95,
-                ttft_p99_s=ttft_p99,
-                tpot_mean_s=tpot_mean,
-                tpot_p95_s=tpot_p95,
-                tpot_p99_s=tpot_p99,
-            ),
+            latency=state.latency_at((row,)),
             output_tokens_per_s=float(state.output_tokens_per_s[row] * ranks[row]),
             prompt_time_ratio=float(state.prompt_time_ratio[row]),
             running_requests=float(state.running_requests[row] * ranks[row]),

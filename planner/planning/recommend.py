@@ -80,7 +80,7 @@ def _judge(
         instance=site.instance,
         price=price,
         parallelism=replica.parallelism,
-        weight_dtype=model.quantization.dtype if model.quantization else model.activation_dtype,
+        weight_dtype=model.weight_dtype,
         kv_dtype=replica.kv_dtype,
     )
     if isinstance(verdict, Refusal):

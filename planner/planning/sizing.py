@@ -2,8 +2,9 @@
 
 from typing import NamedTuple
 
+from planner.domain.base import InputError
 from planner.domain.deployment import EngineSettings, MemoryBudget, Parallelism
-from planner.domain.dtypes import KvDtype, WeightDtype
+from planner.domain.dtypes import KvDtype
 from planner.domain.hardware import Gpu
 from planner.domain.model import Model
 from planner.domain.plan import Bottleneck
@@ -44,12 +45,6 @@ class Placed(NamedTuple):
     card: Card
     engine_version: str
 
-    @property
-    def weight_dtype(self) -> WeightDtype:
-        """How the linear layers are stored."""
-        quantization = self.model.quantization
-        return quantization.dtype if quantization is not None else self.model.activation_dtype
-
 
 class _Sharded(NamedTuple):
     weights_bytes: int
@@ -83,9 +78,7 @@ class Sizer:
             return Refusal(
                 Bottleneck.BACKEND, 1, 0, "backend", f"{gpu.name} does not run the vLLM kernels modelled here"
             )
-        quantization = model.quantization
-        weight_dtype = quantization.dtype if quantization is not None else model.activation_dtype
-        problem = weight_dtype_problem(weight_dtype, gpu) or kv_dtype_problem(kv_dtype, gpu)
+        problem = weight_dtype_problem(model.weight_dtype, gpu) or kv_dtype_problem(kv_dtype, gpu)
         if problem is not None:
             return Refusal(Bottleneck.DTYPE, 1, 0, "support", problem)
         sharded = self._shard(model, parallelism)
@@ -137,6 +130,14 @@ class Sizer:
             placed.operators,
             placed.cluster,
             engine_version=placed.engine_version,
+        )
+
+
+def check_length(max_model_len: int, model: Model) -> None:
+    """Raises `InputError` where vLLM does not start at this length without being told to."""
+    if max_model_len > model.max_position:
+        raise InputError(
+            f"max_model_len must be at most {model.max_position} for {model.name}, got {max_model_len}"
         )
 
 

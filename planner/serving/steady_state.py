@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from planner.domain.plan import Latency
 from planner.formulas.arrays import FloatArray, IntArray
 from planner.formulas.step import StepTable, decode_step_s, mixed_step_s
 
@@ -78,6 +79,19 @@ class ServingState(NamedTuple):
     prompt_time_ratio: FloatArray
     """Share of the engine's time that prompts take."""
     output_tokens_per_s: FloatArray
+
+    def latency_at(self, element: tuple[int, ...]) -> Latency:
+        """The latency of one element of the pass."""
+        ttft, tpot = self.ttft, self.tpot
+        return Latency(
+            ttft_mean_s=float(ttft.mean_s[element]),
+            ttft_p50_s=float(ttft.p50_s[element]),
+            ttft_p95_s=float(ttft.p95_s[element]),
+            ttft_p99_s=float(ttft.p99_s[element]),
+            tpot_mean_s=float(tpot.mean_s[element]),
+            tpot_p95_s=float(tpot.p95_s[element]),
+            tpot_p99_s=float(tpot.p99_s[element]),
+        )
 
 
 class _Flow(NamedTuple):

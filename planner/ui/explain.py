@@ -51,12 +51,7 @@ def explain(plan: Plan, question: Question, facts: Facts) -> tuple[Line, ...]:
 
 def variant_of(candidate: Candidate, question: Question) -> Model:
     """The model in the weight format that a candidate serves."""
-    return next(
-        model
-        for model in question.variants
-        if (model.quantization.dtype if model.quantization else model.activation_dtype)
-        == candidate.weight_dtype
-    )
+    return next(model for model in question.variants if model.weight_dtype == candidate.weight_dtype)
 
 
 def placed_replica(plan: Plan, question: Question, facts: Facts) -> Placed:
@@ -87,7 +82,7 @@ def weights_line(placed: Placed) -> Line:
     return Line(
         "Weights per GPU",
         "sum over tensors of (elements on this rank × bytes each + scales)",
-        f"{parts} GiB, {placed.weight_dtype.value}, TP {placed.parallelism.tp}",
+        f"{parts} GiB, {placed.model.weight_dtype.value}, TP {placed.parallelism.tp}",
         f"≈ {gib(total)}",
         float(total),
     )

@@ -64,3 +64,13 @@ def test_csv(cli: Cli, tmp_path: Path) -> None:
 def test_bad_input_is_one_line_and_exit_2(cli: Cli) -> None:
     assert 'unknown GPU "A1000"' in cli(*LLAMA, "--gpu", "A1000").error
     assert "No such command" in cli("export", "helm").error
+
+
+def test_half_precision_of_a_bf16_checkpoint_is_asked_for(cli: Cli) -> None:
+    assert "--dtype half" in cli(*LLAMA, "--weight-dtype", "fp16").out
+    assert "--dtype" not in cli(*LLAMA).out
+
+
+def test_a_format_the_checkpoint_has_not_is_warned_of(cli: Cli) -> None:
+    found = cli("export", "vllm", "--model", "openai/gpt-oss-20b", "--gpu", "H200", "--weight-dtype", "bf16")
+    assert "needs a checkpoint of openai/gpt-oss-20b stored as bf16" in found.err
