@@ -14,10 +14,10 @@ from planner.domain.workload import Slo, Workload
 from planner.formulas.arrays import FloatArray, IntArray
 from planner.formulas.engine_defaults import engine_rules
 from planner.formulas.step import StepTable
+from planner.planning.loads import Loaded, as_column, load_of
 from planner.planning.sizing import Placed, Refusal, Sizer, check_length, memory_refusal
 from planner.serving.steady_state import (
     FULLEST,
-    Load,
     ServingState,
     open_loop,
     running_at_rate,
@@ -115,16 +115,6 @@ def choices(
     return found or min(refusals, key=lambda refusal: refusal.need / refusal.have)
 
 
-class Loaded(NamedTuple):
-    """One element of a pass."""
-
-    row: int
-    """Of the step table."""
-    engine: EngineSettings
-    kv_requests: float
-    arrival_cv: float
-
-
 def thinned_cv(arrival_cv: float, replicas: float) -> float:
     """Coefficient of variation of one replica's gaps where requests are dealt out at random over `replicas`.
 
@@ -136,28 +126,6 @@ def thinned_cv(arrival_cv: float, replicas: float) -> float:
     return math.sqrt(1.0 + (arrival_cv**2 - 1.0) / max(replicas, 1.0))
 
 
-def load_of(rows: Sequence[Loaded], workload: Workload) -> Load:
-    """One load element a row, arrays [R, 1]."""
-
-    def column(values: list[float]) -> FloatArray:
-        return np.array(values, dtype=np.float64)[:, None]
-
-    size = len(rows)
-    hits = workload.mean_input_tokens * workload.prefix_hit_ratio
-    return Load(
-        layout=np.array([each.row for each in rows], dtype=np.intp)[:, None],
-        input_tokens=np.full((size, 1), workload.mean_input_tokens - hits),
-        cached_tokens=np.full((size, 1), hits),
-        output_tokens=np.full((size, 1), workload.mean_output_tokens),
-        length_low_ratio=np.full((size, 1), workload.length_low_ratio),
-        batched_tokens=column([each.engine.max_num_batched_tokens for each in rows]),
-        slots=column([each.engine.max_num_seqs for each in rows]),
-        kv_requests=column([each.kv_requests for each in rows]),
-        arrival_cv=column([each.arrival_cv for each in rows]),
-        async_scheduling=column([1.0 if each.engine.async_scheduling else 0.0 for each in rows]),
-    )
-
-
 def capabilities(
     table: StepTable, options: Sequence[Choice], question: Question, arrival_cvs: Mapping[int, float]
 ) -> dict[int, Capability | Refusal]:
@@ -165,8 +133,9 @@ def capabilities(
 
     `arrival_cvs` is the variability of arrivals at each replica.
     """
-    rows = [Loaded(o.replica, o.engine, o.kv_requests, arrival_cvs[o.replica]) for o in options]
-    load = load_of(rows, question.workload)
+    workload = question.workload
+    rows = [Loaded(o.replica, o.engine, o.kv_requests, arrival_cvs[o.replica], workload) for o in options]
+    load = as_column(load_of(rows))
     fullest = np.maximum(FULLEST * load.running_limit, LEAST_RUNNING)
     running = LEAST_RUNNING * (fullest / LEAST_RUNNING) ** np.linspace(0.0, 1.0, RUNNING_POINTS)
     state = open_loop(table, load, running)
@@ -290,8 +259,8 @@ def serve(table: StepTable, loaded: Sequence[Share], workload: Workload) -> list
     """Every capability under the load it is given: latency percentiles and occupancy."""
     if not loaded:
         return []
-    rows = [Loaded(c.row, c.engine, c.kv_requests, arrival_cv) for c, _, arrival_cv in loaded]
-    load = load_of(rows, workload)
+    rows = [Loaded(c.row, c.engine, c.kv_requests, arrival_cv, workload) for c, _, arrival_cv in loaded]
+    load = as_column(load_of(rows))
     rates = np.array([share.requests_per_s for share in loaded])[:, None]
     state = open_loop(table, load, running_at_rate(table, load, rates))
     return [

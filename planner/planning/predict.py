@@ -16,6 +16,7 @@ from planner.formulas.arrays import FloatArray
 from planner.formulas.step import Cluster, StepModel, StepTable, stack
 from planner.planning.candidates import BITS_PER_BYTE, BITS_PER_GBIT, NETWORK_FLOOR_GBPS
 from planner.planning.facts import Facts
+from planner.planning.loads import Loaded, load_of
 from planner.planning.sizing import Placed, Refusal, Sizer, memory_refusal
 from planner.serving.steady_state import (
     Load,
@@ -150,29 +151,14 @@ def _time(
 
 def _load(rows: Sequence[tuple[int, int, Case, Placed, MemoryBudget]]) -> Load:
     """One element a row; data-parallel ranks are replicas that share the load evenly."""
-    values = []
+    elements = []
     for _, step, case, placed, budget in rows:
         workload = case.workload
         assert workload is not None
-        prompt, answer = workload.mean_input_tokens, workload.mean_output_tokens
-        hits = prompt * workload.prefix_hit_ratio
-        resident_bytes = float(placed.kv.request_bytes(prompt + answer / 2.0))
-        values.append(
-            (
-                step,
-                max(prompt - hits, 1.0),
-                hits,
-                answer,
-                workload.length_low_ratio,
-                case.engine.max_num_batched_tokens,
-                case.engine.max_num_seqs,
-                max(placed.kv.usable_bytes(budget.kv_cache_bytes) / resident_bytes, 1.0),
-                workload.arrival_cv,
-                1.0 if case.engine.async_scheduling else 0.0,
-            )
-        )
-    columns = np.array(values, dtype=np.float64).T
-    return Load(columns[0].astype(np.intp), *columns[1:])
+        context = workload.mean_input_tokens + workload.mean_output_tokens / 2.0
+        held = placed.kv.usable_bytes(budget.kv_cache_bytes) / float(placed.kv.request_bytes(context))
+        elements.append(Loaded(step, case.engine, max(held, 1.0), workload.arrival_cv, workload))
+    return load_of(elements)
 
 
 def _serve(table: StepTable, load: Load, cases: Sequence[Case]) -> ServingState:

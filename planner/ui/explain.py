@@ -12,8 +12,8 @@ from planner.formulas.kv_cache import kv_parts, resolve_kv_dtype
 from planner.formulas.step import GRID_TOKENS, StepTable, decode_step_s, mixed_step_s, stack
 from planner.formulas.weights import weight_tensors
 from planner.planning.candidates import cluster_of
-from planner.planning.evaluate import Loaded, load_of
 from planner.planning.facts import Facts
+from planner.planning.loads import Loaded, as_column, load_of
 from planner.planning.sizing import Placed, Sizer
 from planner.serving.fleet import replicas_for, stages_per_instance
 from planner.serving.steady_state import Load
@@ -204,7 +204,7 @@ def tpot_line(plan: Plan, question: Question, table: StepTable) -> Line:
 
 def ttft_line(plan: Plan, question: Question, table: StepTable) -> Line:
     """TTFT p95 from the prompt alone on an idle replica, and what the load adds."""
-    load = load_of([Loaded(0, plan.engine, plan.memory.max_concurrency, 1.0)], question.workload)
+    load = as_column(load_of([Loaded(0, plan.engine, plan.memory.max_concurrency, 1.0, question.workload)]))
     passes, idle_s = _idle_prompt(load, table)
     waiting_s = plan.latency.ttft_p95_s - idle_s
     prompt_tokens = float(load.input_tokens[0, 0])
