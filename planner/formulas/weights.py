@@ -7,69 +7,11 @@ from typing import NamedTuple
 
 from planner.domain.deployment import Parallelism
 from planner.domain.dtypes import WeightDtype
-from planner.domain.model import (
-    GemmRole,
-    LatentAttention,
-    Layer,
-    LinearAttention,
-    MambaMixer,
-    Model,
-    MoeFfn,
-    QkNorm,
-    Quantization,
-    SoftmaxAttention,
-)
-from planner.formulas.gemms import (
-    FP8_BLOCK,
-    Experts,
-    Gemm,
-    expert_block,
-    head_gemm,
-    layer_gemms,
-    padded_vocab,
-)
-
-FP32 = "fp32"
-POST_LOAD = "post_load"
-"""Group of the tensors that appear after the checkpoint is loaded."""
-MXFP4_KERNEL_PADDING = 64
-"""vLLM's Triton kernel for mxfp4 experts (Hopper) takes whole multiples of this width."""
-
-VALUE_BYTES: dict[str, float] = {
-    WeightDtype.BF16: 2,
-    WeightDtype.FP16: 2,
-    FP32: 4,
-    WeightDtype.FP8: 1,
-    WeightDtype.FP8_BLOCK: 1,
-    WeightDtype.INT8: 1,
-    WeightDtype.INT4: 0.5,
-    WeightDtype.AWQ: 0.5,
-    WeightDtype.GPTQ: 0.5,
-    WeightDtype.MXFP4: 0.5,
-    WeightDtype.NVFP4: 0.5,
-}
-FUSED_PARTS: dict[GemmRole, int] = {
-    GemmRole.QKV: 3,
-    GemmRole.GATE_UP: 2,
-    GemmRole.SHARED_GATE_UP: 2,
-    GemmRole.MLA_DOWN: 2,
-    GemmRole.LINEAR_IN: 2,
-    GemmRole.LINEAR_GATES: 2,
-}
-"""Checkpoint tensors that vLLM joins into one projection; each keeps its own per-tensor scale."""
-
-
-class WeightTensor(NamedTuple):
-    """Tensors of one shape on one rank."""
-
-    group: str
-    """`embedding`, `attention`, `ffn`, `experts`, `norm`, `head`, `vision` or `post_load`."""
-    name: str
-    shape: tuple[int, ...]
-    copies: int
-    dtype: str
-    size_bytes: int
-    """All of them together, with scales and zero points."""
+from planner.domain.model import GemmRole, Layer, Model, MoeFfn
+from planner.formulas.gemms import Experts, Gemm, expert_block, head_gemm, layer_gemms, padded_vocab
+from planner.formulas.post_load import POST_LOAD, post_load_tensors
+from planner.formulas.small_tensors import small_tensors
+from planner.formulas.tensors import FP32, FUSED_PARTS, PlainTensor, WeightTensor, plain, stored_bytes
 
 
 class ParameterCount(NamedTuple):
@@ -78,15 +20,6 @@ class ParameterCount(NamedTuple):
     total: int
     active: int
     """Those one token passes through."""
-
-
-class _Small(NamedTuple):
-    """A tensor outside the matrix products: norms, convolutions, biases of routing."""
-
-    group: str
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
 
 
 def pipeline_layers(layers: int, pp: int, pp_rank: int) -> tuple[int, int]:
@@ -103,39 +36,6 @@ def pipeline_layers(layers: int, pp: int, pp_rank: int) -> tuple[int, int]:
         sizes[-i] += 1
     first = sum(sizes[:pp_rank])
     return first, first + sizes[pp_rank]
-
-
-def stored_bytes(n: int, k: int, dtype: WeightDtype, stored: Quantization | None, parts: int = 1) -> int:
-    """Bytes of an `[n, k]` weight with the scales and zero points that stand beside it.
-
-    `parts` checkpoint tensors were joined into it. Sources: vllm/model_executor/layers/quantization.
-
-    >>> stored_bytes(4096, 4096, WeightDtype.AWQ, Quantization(dtype="awq", group_size=128, zero_points=True))
-    8716288
-    """
-    weight_bytes = round(n * k * VALUE_BYTES[dtype])
-    if stored is None:
-        return weight_bytes
-    return weight_bytes + scale_bytes(n, k, stored, parts)
-
-
-def scale_bytes(n: int, k: int, stored: Quantization, parts: int = 1) -> int:
-    """Bytes of the scales and zero points of a quantised `[n, k]` weight."""
-    static_activations = 0 if stored.dynamic_activations else 4 * parts
-    match stored.dtype:
-        case WeightDtype.FP8 | WeightDtype.INT8:
-            return 4 * (parts if stored.per_tensor_scale else n) + static_activations
-        case WeightDtype.FP8_BLOCK:
-            return 4 * ceil(n / FP8_BLOCK) * ceil(k / FP8_BLOCK)
-        case WeightDtype.MXFP4:
-            return n * ceil(k / 32)
-        case WeightDtype.NVFP4:
-            return n * ceil(k / 16) + 4 * parts + static_activations
-        case WeightDtype.INT4 | WeightDtype.AWQ | WeightDtype.GPTQ:
-            groups = ceil(k / stored.group_size) if stored.group_size else 1
-            return n * groups * 2 + (n * groups // 2 if stored.zero_points else 0)
-        case _:
-            return 0
 
 
 def weight_tensors(model: Model, parallelism: Parallelism, pp_rank: int = 0) -> tuple[WeightTensor, ...]:
@@ -201,20 +101,20 @@ def _outer_tensors(model: Model, parallelism: Parallelism, pp_rank: int) -> Iter
     first, last = pp_rank == 0, pp_rank == parallelism.pp - 1
     head = head_gemm(model, parallelism)
     if first or (last and model.tied_embeddings):
-        yield _plain(
-            _Small("embedding", "embed_tokens", (padded_vocab(model.vocab) // tp, model.hidden), dtype)
+        yield plain(
+            PlainTensor("embedding", "embed_tokens", (padded_vocab(model.vocab) // tp, model.hidden), dtype)
         )
     if first and model.position_embeddings:
-        yield _plain(_Small("embedding", "positions", (model.position_embeddings, model.hidden), dtype))
+        yield plain(PlainTensor("embedding", "positions", (model.position_embeddings, model.hidden), dtype))
     if last and not model.tied_embeddings:
         yield _gemm_tensor(head)
     if last and head.bias:
-        yield _plain(_Small("head", "head_bias", (head.n,), dtype))
+        yield plain(PlainTensor("head", "head_bias", (head.n,), dtype))
     if last and model.final_norm:
-        yield _plain(_Small("norm", "final_norm", (1 + model.norm_bias, model.hidden), dtype))
+        yield plain(PlainTensor("norm", "final_norm", (1 + model.norm_bias, model.hidden), dtype))
     if first and model.vision is not None:
         parameters = ceil(model.vision.parameters / tp) if model.vision.sharded else model.vision.parameters
-        yield _plain(_Small("vision", "vision_tower", (parameters,), dtype))
+        yield plain(PlainTensor("vision", "vision_tower", (parameters,), dtype))
 
 
 @lru_cache(maxsize=4096)
@@ -226,12 +126,12 @@ def _layer_tensors(model: Model, kind_index: int, parallelism: Parallelism) -> t
         tensors.append(_gemm_tensor(gemm, fp32=_is_fp32_router(gemm, layer)))
         if gemm.bias:
             tensors.append(
-                _plain(_Small(_group(gemm.role), f"{gemm.role}_bias", (gemm.n,), model.activation_dtype))
+                plain(PlainTensor(_group(gemm.role), f"{gemm.role}_bias", (gemm.n,), model.activation_dtype))
             )
     if products.experts is not None:
         tensors += _expert_tensors(products.experts, model.activation_dtype)
-    tensors += [_plain(small) for small in _small_tensors(model, layer, parallelism)]
-    tensors += _post_load_tensors(model, layer, products.experts, parallelism)
+    tensors += [plain(small) for small in small_tensors(model, layer, parallelism)]
+    tensors += post_load_tensors(model, layer, products.experts, parallelism)
     return tuple(tensors)
 
 
@@ -247,11 +147,6 @@ def _gemm_tensor(gemm: Gemm, *, fp32: bool = False) -> WeightTensor:
     )
     dtype = FP32 if fp32 else gemm.dtype
     return WeightTensor(_group(gemm.role), gemm.role, (gemm.n, gemm.k), 1, dtype, size_bytes)
-
-
-def _plain(small: _Small) -> WeightTensor:
-    size_bytes = round(prod(small.shape) * VALUE_BYTES[small.dtype])
-    return WeightTensor(small.group, small.name, small.shape, 1, small.dtype, size_bytes)
 
 
 def _group(role: GemmRole) -> str:
@@ -282,8 +177,8 @@ def _expert_tensors(experts: Experts, activation_dtype: WeightDtype) -> list[Wei
     ]
     if experts.bias:
         tensors += [
-            _plain(_Small("experts", "experts_up_bias", up[:2], activation_dtype)),
-            _plain(_Small("experts", "experts_down_bias", down[:2], activation_dtype)),
+            plain(PlainTensor("experts", "experts_up_bias", up[:2], activation_dtype)),
+            plain(PlainTensor("experts", "experts_down_bias", down[:2], activation_dtype)),
         ]
     return tensors
 
@@ -295,79 +190,3 @@ def _expert_tensor(name: str, shape: tuple[int, int, int], experts: Experts, *, 
         block = expert_block(experts)
         one_bytes = n * k + 4 * ceil(n / block) * ceil(k / block)
     return WeightTensor("experts", f"experts_{name}", shape, 1, experts.dtype, count * one_bytes)
-
-
-def _small_tensors(model: Model, layer: Layer, parallelism: Parallelism) -> Iterator[_Small]:
-    dtype = model.activation_dtype
-    if layer.norms:
-        yield _Small("norm", "layer_norms", (layer.norms * (1 + layer.norm_bias), model.hidden), dtype)
-    if layer.scalars:
-        yield _Small("norm", "scalars", (layer.scalars,), dtype)
-    match layer.attention:
-        case SoftmaxAttention():
-            yield from _softmax_small(layer.attention, parallelism.tp, dtype)
-            if any(how.dtype in {WeightDtype.FP8, WeightDtype.FP8_BLOCK} for _, how in layer.quantized):
-                yield _Small("attention", "kv_scales", (2,), FP32)
-        case LatentAttention():
-            yield from _latent_small(layer.attention, dtype)
-        case LinearAttention():
-            yield from _linear_small(layer.attention, parallelism.tp, dtype)
-        case MambaMixer():
-            yield from _mamba_small(layer.attention, parallelism.tp, dtype)
-    if isinstance(layer.ffn, MoeFfn) and layer.ffn.correction_bias:
-        yield _Small("ffn", "correction_bias", (layer.ffn.experts,), FP32)
-
-
-def _softmax_small(attention: SoftmaxAttention, tp: int, dtype: str) -> Iterator[_Small]:
-    heads, kv_heads = attention.heads, attention.kv_heads
-    if attention.qk_norm is QkNorm.ALL_HEADS_SPLIT:
-        heads, kv_heads = heads // tp, max(1, kv_heads // tp)
-    elif attention.qk_norm is QkNorm.PER_HEAD:
-        heads = kv_heads = 1
-    if attention.qk_norm is not QkNorm.NONE:
-        yield _Small("norm", "qk_norm", ((heads + kv_heads) * attention.head_dim,), dtype)
-    if attention.sinks:
-        yield _Small("attention", "sinks", (attention.heads // tp,), dtype)
-
-
-def _latent_small(attention: LatentAttention, dtype: str) -> Iterator[_Small]:
-    yield _Small("norm", "latent_norms", (attention.kv_lora_rank + (attention.q_lora_rank or 0),), dtype)
-    if attention.indexer_heads:
-        yield _Small("norm", "indexer_norm", (2, attention.indexer_head_dim), FP32)
-
-
-def _linear_small(attention: LinearAttention, tp: int, dtype: str) -> Iterator[_Small]:
-    keys = attention.key_heads * attention.key_head_dim // tp
-    values = attention.value_heads * attention.value_head_dim // tp
-    heads = attention.value_heads // tp
-    yield _Small("attention", "convolution", (2 * keys + values, attention.conv_kernel), dtype)
-    yield _Small("attention", "dt_bias", (heads,), dtype)
-    yield _Small("attention", "decay", (heads,), FP32)
-    yield _Small("norm", "output_norm", (attention.value_head_dim,), dtype)
-
-
-def _mamba_small(mixer: MambaMixer, tp: int, dtype: str) -> Iterator[_Small]:
-    heads = mixer.heads // tp
-    channels = heads * mixer.head_dim + 2 * mixer.groups_on_rank(tp) * mixer.state_size
-    yield _Small("attention", "convolution", (channels, mixer.conv_kernel + mixer.conv_bias), dtype)
-    yield _Small("attention", "decay", (heads,), FP32)
-    yield _Small("attention", "skip_and_dt_bias", (2, heads), dtype)
-    yield _Small("norm", "output_norm", (heads * mixer.head_dim,), dtype)
-
-
-def _post_load_tensors(
-    model: Model, layer: Layer, experts: Experts | None, parallelism: Parallelism
-) -> Iterator[WeightTensor]:
-    if isinstance(layer.attention, LatentAttention):
-        attention = layer.attention
-        heads = attention.heads // parallelism.tp
-        shape = (heads, attention.kv_lora_rank, attention.qk_nope_head_dim + attention.v_head_dim)
-        yield _plain(_Small(POST_LOAD, "mla_absorbed", shape, model.activation_dtype))
-    if experts is not None and experts.dtype is WeightDtype.MXFP4:
-        padding = -experts.intermediate % MXFP4_KERNEL_PADDING
-        if padding:
-            shape = (experts.local_experts, (3 if experts.gated else 2) * padding, experts.inputs)
-            size_bytes = experts.local_experts * stored_bytes(
-                shape[1], shape[2], WeightDtype.MXFP4, experts.stored
-            )
-            yield WeightTensor(POST_LOAD, "expert_padding", shape, 1, WeightDtype.MXFP4, size_bytes)

@@ -17,12 +17,12 @@ from planner.domain.dtypes import WeightDtype
 from planner.domain.model import Model, Quantization
 from planner.formulas.gemms import check_parallelism
 from planner.formulas.quantized import with_weight_dtype
+from planner.formulas.post_load import POST_LOAD
+from planner.formulas.tensors import stored_bytes
 from planner.formulas.weights import (
-    POST_LOAD,
     parameter_bytes,
     parameter_count,
     pipeline_layers,
-    stored_bytes,
     weight_tensors,
     weights_bytes,
 )
