@@ -16,8 +16,8 @@ from planner.domain.deployment import Parallelism
 from planner.domain.dtypes import WeightDtype
 from planner.domain.model import Model, Quantization
 from planner.formulas.gemms import check_parallelism
-from planner.formulas.quantized import with_weight_dtype
 from planner.formulas.post_load import POST_LOAD
+from planner.formulas.quantized import with_weight_dtype
 from planner.formulas.tensors import stored_bytes
 from planner.formulas.weights import (
     parameter_bytes,
