@@ -32,6 +32,7 @@ from planner.formulas.kv_cache import KvLayout, kv_layout
 from planner.formulas.memory import (
     Card,
     MemoryCoefficients,
+    Resident,
     activation_peak_bytes,
     captured_sizes,
     cuda_graph_bytes,
@@ -143,7 +144,7 @@ def leave_one_model_out(logs: Sequence[StartupLog]) -> MemoryErrors:
     budgets = [
         memory_budget(
             log.card,
-            weights_bytes(log.model, log.card.parallelism),
+            Resident(weights_bytes(log.model, log.card.parallelism)),
             log.kv,
             log.engine,
             fits[log.model.name],

@@ -38,7 +38,16 @@ from planner.planning.predict import Case, predict
 from planner.planning.sizing import Refusal
 
 BAR_WIDTH = 40
-MARKS = "WagnK."
+MARKS = {
+    "weights": "W",
+    "draft model": "D",
+    "LoRA slots": "L",
+    "activations": "a",
+    "CUDA graphs": "g",
+    "non-torch": "n",
+    "KV cache": "K",
+    "outside the engine": ".",
+}
 """What stands for each part of a card in the bar."""
 
 
@@ -169,8 +178,7 @@ def _print(case: Case, budget: MemoryBudget) -> None:
     rows = [[name, number(gib), percent(share)] for name, gib, share in budget_rows(budget)]
     show_table(f"{case.model.name} on {case.gpu.name}, {degrees}: one GPU", ["part", "GiB", "share"], rows)
     say(f"  [{bar(budget)}]")
-    parts = zip(MARKS, memory_parts(budget), strict=True)
-    say(f"  {', '.join(f'{mark} {part.name}' for mark, part in parts)}")
+    say(f"  {', '.join(f'{MARKS[part.name]} {part.name}' for part in memory_parts(budget))}")
     say()
     say(f"GPU KV cache size: {budget.kv_cache_tokens:,} tokens")
     say(f"Maximum concurrency for {budget.max_model_len:,} tokens per request: {budget.max_concurrency:.2f}x")
@@ -200,7 +208,7 @@ def bar(budget: MemoryBudget) -> str:
     A part is never narrower than its share by more than one letter.
     """
     text, end_bytes = "", 0
-    for mark, part in zip(MARKS, memory_parts(budget), strict=True):
+    for part in memory_parts(budget):
         end_bytes += max(part.size_bytes, 0)
-        text += mark * (round(BAR_WIDTH * end_bytes / budget.total_bytes) - len(text))
+        text += MARKS[part.name] * (round(BAR_WIDTH * end_bytes / budget.total_bytes) - len(text))
     return text

@@ -4,6 +4,7 @@ from pydantic import Field
 
 from planner.domain.base import Frozen
 from planner.domain.dtypes import KvDtype, WeightDtype
+from planner.domain.model import Model
 from planner.domain.units import bytes_to_gib
 
 
@@ -22,6 +23,23 @@ class Parallelism(Frozen):
         return self.tp * self.pp * self.dp
 
 
+class LoraSlots(Frozen):
+    """Adapters that the engine keeps room for (--enable-lora)."""
+
+    max_loras: int = Field(default=1, ge=1, le=1024)
+    """Adapters on the card at once."""
+    max_lora_rank: int = Field(default=16, ge=1, le=1024)
+    fully_sharded: bool = False
+    """Both factors are split over the ranks (--fully-sharded-loras), not one of them."""
+
+
+class Speculation(Frozen):
+    """Speculative decoding with a draft model (--speculative-config, method draft_model)."""
+
+    draft: Model
+    num_speculative_tokens: int = Field(ge=1, le=64)
+
+
 class EngineSettings(Frozen):
     """vLLM flags that change memory or latency."""
 
@@ -33,6 +51,17 @@ class EngineSettings(Frozen):
     async_scheduling: bool = True
     block_size: int = Field(default=16, ge=1)
     engine_version: str = "0.26.0"
+    enable_prefix_caching: bool = True
+    hybrid_kv_cache_manager: bool = True
+    """False: every layer is paged like full attention (--disable-hybrid-kv-cache-manager)."""
+    multimodal: bool = True
+    """False: no images or videos are taken, so their encoder is not profiled (--limit-mm-per-prompt 0)."""
+    kv_cache_memory_bytes: int | None = Field(default=None, ge=0)
+    """The KV cache of each GPU as given (--kv-cache-memory-bytes); None: what the profiling run leaves."""
+    kv_offload_bytes: int = Field(default=0, ge=0)
+    """Host memory for blocks that leave the card, all ranks together (--kv-offloading-size)."""
+    lora: LoraSlots | None = None
+    speculation: Speculation | None = None
 
 
 class Layout(Frozen):
@@ -54,6 +83,11 @@ class MemoryBudget(Frozen):
     outside_bytes: int
     """The share `gpu_memory_utilization` leaves alone: CUDA context, NCCL buffers, other processes."""
     weights_bytes: int
+    """Of the model alone; vLLM logs `loaded_bytes`."""
+    draft_bytes: int = 0
+    """Weights of the draft model."""
+    lora_bytes: int = 0
+    """Slots for adapters, empty or not."""
     activation_bytes: int
     cuda_graph_bytes: int
     non_torch_bytes: int
@@ -74,6 +108,11 @@ class MemoryBudget(Frozen):
     def requested_bytes(self) -> int:
         """What the engine may use: total x gpu_memory_utilization."""
         return self.total_bytes - self.outside_bytes
+
+    @property
+    def loaded_bytes(self) -> int:
+        """What vLLM logs as taken by loading: model, draft model and adapter slots."""
+        return self.weights_bytes + self.draft_bytes + self.lora_bytes
 
     @property
     def overhead_bytes(self) -> int:

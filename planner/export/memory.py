@@ -13,9 +13,14 @@ class MemoryPart(NamedTuple):
 
 
 def memory_parts(budget: MemoryBudget) -> tuple[MemoryPart, ...]:
-    """The parts of a card; they add up to it, KV cache being negative where the model does not fit."""
+    """The parts of a card; they add up to it, KV cache being negative where the model does not fit.
+
+    Draft model and adapter slots are listed where there are any.
+    """
+    asked = (MemoryPart("draft model", budget.draft_bytes), MemoryPart("LoRA slots", budget.lora_bytes))
     return (
         MemoryPart("weights", budget.weights_bytes),
+        *(part for part in asked if part.size_bytes),
         MemoryPart("activations", budget.activation_bytes),
         MemoryPart("CUDA graphs", budget.cuda_graph_bytes),
         MemoryPart("non-torch", budget.non_torch_bytes),

@@ -26,6 +26,14 @@ class MemoryCoefficients(Frozen):
     provenance: str
 
 
+class Resident(NamedTuple):
+    """What loading leaves on one GPU [bytes]."""
+
+    weights_bytes: int
+    draft_bytes: int = 0
+    lora_bytes: int = 0
+
+
 class Card(NamedTuple):
     """One GPU of a replica and what the profiling run computes on it."""
 
@@ -35,11 +43,11 @@ class Card(NamedTuple):
 
 
 def memory_budget(
-    card: Card, weights_bytes: int, kv: KvLayout, engine: EngineSettings, coefficients: MemoryCoefficients
+    card: Card, resident: Resident, kv: KvLayout, engine: EngineSettings, coefficients: MemoryCoefficients
 ) -> MemoryBudget:
     """How one GPU's memory divides under these settings; a shortfall is a negative KV cache, never hidden.
 
-    `KV = ceil(total x gpu_memory_utilization) - weights - peak - CUDA graphs - non-torch growth`
+    `KV = ceil(total x gpu_memory_utilization) - resident - peak - CUDA graphs - non-torch growth`
     (vllm/v1/worker/gpu_worker.py, determine_available_memory). CUDA graphs come off it since vLLM 0.20;
     before, they took what the utilization leaves free.
 
@@ -52,12 +60,14 @@ def memory_budget(
     activation = activation_peak_bytes(card, engine, rules)
     graphs = _cuda_graph_bytes(card, forward, engine, coefficients) if rules.charges_cuda_graphs else 0
     non_torch = non_torch_bytes(card.parallelism, coefficients)
-    available = requested - weights_bytes - activation - graphs - non_torch
+    available = requested - sum(resident) - activation - graphs - non_torch
     limits = (available, engine.max_model_len, engine.max_num_batched_tokens)
     return MemoryBudget(
         total_bytes=card.gpu.memory_bytes,
         outside_bytes=card.gpu.memory_bytes - requested,
-        weights_bytes=weights_bytes,
+        weights_bytes=resident.weights_bytes,
+        draft_bytes=resident.draft_bytes,
+        lora_bytes=resident.lora_bytes,
         activation_bytes=activation,
         cuda_graph_bytes=graphs,
         non_torch_bytes=non_torch,

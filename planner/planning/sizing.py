@@ -14,7 +14,7 @@ from planner.formulas.dtype_support import kv_dtype_problem, weight_dtype_proble
 from planner.formulas.engine_defaults import engine_rules
 from planner.formulas.gemms import check_parallelism
 from planner.formulas.kv_cache import KvLayout, kv_layout
-from planner.formulas.memory import Card, memory_budget
+from planner.formulas.memory import Card, Resident, memory_budget
 from planner.formulas.operators import GpuOperators
 from planner.formulas.step import Cluster, StepModel, compile_step
 from planner.formulas.weights import weights_bytes
@@ -119,7 +119,8 @@ class Sizer:
 
     def budget(self, placed: Placed, engine: EngineSettings) -> MemoryBudget:
         """One GPU's memory under these settings; `fits` says whether the engine starts."""
-        return memory_budget(placed.card, placed.weights_bytes, placed.kv, engine, self._facts.memory)
+        resident = Resident(placed.weights_bytes)
+        return memory_budget(placed.card, resident, placed.kv, engine, self._facts.memory)
 
     def step(self, placed: Placed) -> StepModel:
         """The replica's iteration time."""

@@ -17,7 +17,16 @@ PALETTE = (
     *("#0f6b62", "#c2571a", "#5b5ea6", "#b8860b", "#9b2335", "#2a7fbf", "#6b8e23", "#8b5fbf"),
     *("#1d2733", "#d4779c", "#4d9078", "#a0522d", "#607d8b", "#c9a227", "#37568d", "#7a7a52"),
 )
-MEMORY_COLOURS = ("#0f6b62", "#c2571a", "#b8860b", "#9b2335", "#5b5ea6", "#c9d1d6")
+MEMORY_COLOURS = {
+    "weights": "#0f6b62",
+    "draft model": "#4d9078",
+    "LoRA slots": "#8b5fbf",
+    "activations": "#c2571a",
+    "CUDA graphs": "#b8860b",
+    "non-torch": "#9b2335",
+    "KV cache": "#5b5ea6",
+    "outside the engine": "#c9d1d6",
+}
 INK, FAINT, PROMISE = "#1d2733", "#8a97a0", "rgba(15, 107, 98, 0.08)"
 LEGEND_LINE_PX = 26
 WIDE_RATIO = 8.0
@@ -27,14 +36,14 @@ WIDE_RATIO = 8.0
 def memory_bar(memory: MemoryBudget) -> go.Figure:
     """One GPU's memory stacked part by part up to the card's capacity, with the engine's limit."""
     figure = go.Figure()
-    for part, colour in zip(memory_parts(memory), MEMORY_COLOURS, strict=True):
+    for part in memory_parts(memory):
         shown = f"{part.name} {gib(part.size_bytes)}"
         figure.add_bar(
             x=[bytes_to_gib(part.size_bytes)],
             y=[""],
             name=shown,
             orientation="h",
-            marker_color=colour,
+            marker_color=MEMORY_COLOURS[part.name],
             hovertemplate=f"{shown}<extra></extra>",
         )
     _line(figure, bytes_to_gib(memory.total_bytes), f"card {gib(memory.total_bytes)}", lift_px=16)

@@ -22,7 +22,7 @@ from planner.domain.deployment import EngineSettings, Parallelism
 from planner.domain.evidence import Estimate
 from planner.formulas.activations import activation_shape
 from planner.formulas.kv_cache import kv_layout
-from planner.formulas.memory import Card, MemoryCoefficients, cuda_graph_bytes, memory_budget
+from planner.formulas.memory import Card, MemoryCoefficients, Resident, cuda_graph_bytes, memory_budget
 from planner.formulas.weights import weights_bytes
 
 GIB = 2**30
@@ -54,7 +54,7 @@ def log(model_name: str, tp: int, extra_bytes: int = 0, version: str = "0.22.1")
         engine_version=version,
     )
     kv = kv_layout(model, parallelism, engine_version=version)
-    budget = memory_budget(card, weights_bytes(model, parallelism), kv, engine, TRUTH)
+    budget = memory_budget(card, Resident(weights_bytes(model, parallelism)), kv, engine, TRUTH)
     return StartupLog(
         run_id=f"{model_name} {tp} {extra_bytes}",
         model=model,

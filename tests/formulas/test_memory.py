@@ -19,6 +19,7 @@ from planner.formulas.engine_defaults import engine_rules
 from planner.formulas.kv_cache import kv_layout
 from planner.formulas.memory import (
     Card,
+    Resident,
     activation_peak_bytes,
     captured_sizes,
     cuda_graph_bytes,
@@ -56,7 +57,7 @@ def budget_of(model_name: str, gpu: str, tp: int = 1, **changes: object) -> Memo
     engine = settings_of(**changes)
     return memory_budget(
         card_of(model_name, gpu, tp),
-        weights_bytes(model, parallelism),
+        Resident(weights_bytes(model, parallelism)),
         kv_layout(model, parallelism, engine_version=engine.engine_version),
         engine,
         COEFFICIENTS,
@@ -172,7 +173,7 @@ def test_the_interval_holds_the_estimate_and_widens_with_the_overhead() -> None:
     model, parallelism, engine = load_model("Qwen/Qwen3-32B"), Parallelism(tp=2), settings_of()
     kv = kv_layout(model, parallelism)
     card = card_of("Qwen/Qwen3-32B", "H100-SXM-80GB", 2)
-    budget = memory_budget(card, weights_bytes(model, parallelism), kv, engine, COEFFICIENTS)
+    budget = memory_budget(card, Resident(weights_bytes(model, parallelism)), kv, engine, COEFFICIENTS)
     low, high = kv_tokens_interval(budget, kv, engine)
     assert low < budget.kv_cache_tokens < high
     spread = COEFFICIENTS.overhead_relative_error * budget.overhead_bytes
@@ -185,7 +186,9 @@ def test_every_model_has_a_budget_on_every_card(kv_dtype: KvDtype) -> None:
         model, parallelism = load_model(name), Parallelism(tp=8)
         kv = kv_layout(model, parallelism, kv_dtype)
         card = card_of(name, "B200", 8)
-        budget = memory_budget(card, weights_bytes(model, parallelism), kv, settings_of(), COEFFICIENTS)
+        budget = memory_budget(
+            card, Resident(weights_bytes(model, parallelism)), kv, settings_of(), COEFFICIENTS
+        )
         assert parts_sum(budget) == budget.total_bytes, name
 
 
