@@ -5,7 +5,6 @@ import typer
 from planner.assemble import facts_for
 from planner.catalog.models import load_model
 from planner.cli.deployment import Engine, Formats, deployment, gpu_named, model_files, parallelism_of
-from planner.cli.memory import shortfall_gib
 from planner.cli.options import (
     AsJson,
     CalibrationDir,
@@ -102,6 +101,6 @@ def vllm(
         note(f"warning: {missing}")
     if refusal is not None:
         budget = prediction.memory
-        short = f"; {number(shortfall_gib(budget))} GiB per GPU are missing" if budget else ""
+        short = f"; {number(refusal.need - refusal.have)} GiB per GPU are missing" if budget else ""
         note(f"does not start: {refusal.reason}{short}")
         raise typer.Exit(1)

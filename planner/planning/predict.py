@@ -55,6 +55,31 @@ class Prediction(NamedTuple):
     refusal: Refusal | None = None
 
 
+class Sized(NamedTuple):
+    """The memory of a deployment, and why its engine would not start where it would not."""
+
+    placed: Placed | None = None
+    budget: MemoryBudget | None = None
+    refusal: Refusal | None = None
+
+
+def size(case: Case, sizer: Sizer) -> Sized:
+    """What one GPU of a deployment holds; `sizer` remembers what layouts share."""
+    placed = sizer.place(
+        case.model,
+        case.gpu,
+        case.parallelism,
+        kv_dtype=case.kv_dtype,
+        cluster=default_cluster(case.gpu, case.parallelism),
+        engine_version=case.engine.engine_version,
+    )
+    if isinstance(placed, Refusal):
+        return Sized(refusal=placed)
+    budget = sizer.budget(placed, case.engine)
+    refusal = None if budget.fits else memory_refusal(placed, budget, case.engine)
+    return Sized(placed, budget, refusal)
+
+
 def default_interconnect(gpu: Gpu) -> Interconnect:
     """How GPUs of this kind usually reach each other, where no instance says so."""
     if gpu.vllm_backend == "rocm" and gpu.nvlink_bytes_per_s > 0:
@@ -84,27 +109,10 @@ def predict(cases: Sequence[Case], facts: Facts) -> list[Prediction]:
     models: list[StepModel] = []
     timed: list[tuple[int, int, Case, Placed, MemoryBudget]] = []
     for index, case in enumerate(cases):
-        placed = sizer.place(
-            case.model,
-            case.gpu,
-            case.parallelism,
-            kv_dtype=case.kv_dtype,
-            cluster=default_cluster(case.gpu, case.parallelism),
-            engine_version=case.engine.engine_version,
-        )
-        if isinstance(placed, Refusal):
-            predictions.append(Prediction(refusal=placed))
-            continue
-        budget = sizer.budget(placed, case.engine)
-        if not budget.fits:
-            predictions.append(
-                Prediction(
-                    budget, refusal=memory_refusal(placed, budget, case.engine), basis=placed.operators.basis
-                )
-            )
-            continue
-        predictions.append(Prediction(budget, basis=placed.operators.basis))
-        if case.workload is None:
+        placed, budget, refusal = size(case, sizer)
+        basis = None if placed is None else placed.operators.basis
+        predictions.append(Prediction(budget, basis=basis, refusal=refusal))
+        if placed is None or budget is None or refusal is not None or case.workload is None:
             continue
         key = (
             id(case.model),

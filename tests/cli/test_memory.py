@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from planner.cli.memory import BAR_WIDTH
+from planner.cli.memory_report import BAR_WIDTH
 from tests.cli.conftest import Cli
 
 GPT_OSS = (
@@ -105,3 +105,52 @@ def test_bad_input_is_one_line_and_exit_2(cli: Cli, arguments: tuple[object, ...
 def test_missing_options_are_named(cli: Cli) -> None:
     assert "--model" in cli("memory").error
     assert "--gpu" in cli("memory", "--model", "x").error
+
+
+class TestSolve:
+    @pytest.mark.parametrize("unknown", ["tp", "max-model-len", "max-num-seqs"])
+    def test_the_answer_works_as_a_deployment(self, cli: Cli, unknown: str) -> None:
+        base = ("memory", "--model", "Qwen/Qwen3-32B", "--gpu", "L40S", "--tp", 2, "--max-model-len", 8192)
+        solved = cli(*base, "--solve", unknown, "--json").json
+        assert solved["solve"] == unknown
+        flags = {"tp": "--tp", "max-model-len": "--max-model-len", "max-num-seqs": "--max-num-seqs"}
+        assert cli(*base, flags[unknown], solved["answer"], "--json").code == 0
+
+    def test_gpu_lists_every_card(self, cli: Cli, tmp_path: Path) -> None:
+        result = cli("memory", "--model", "Qwen/Qwen3-32B", "--solve", "gpu", "--csv", tmp_path / "g.csv")
+        assert result.out.startswith("The smallest card that holds it at TP 1 is ")
+        table = pd.read_csv(tmp_path / "g.csv")
+        assert {"H100-SXM-80GB", "B200", "L4"} <= set(table["gpu"])
+        assert set(table["fits"]) == {True, False}
+        sized = table.dropna(subset="weights_gib_per_gpu")
+        assert (sized["shortfall_gib"] > 0).tolist() == (~sized["fits"]).tolist()
+
+    def test_nothing_works(self, cli: Cli) -> None:
+        result = cli(
+            "memory", "--model", "meta-llama/Llama-3.1-405B", "--gpu", "L4", "--solve", "max-model-len"
+        )
+        assert result.code == 1
+        assert "No max_model_len works: weights" in result.out
+
+    def test_the_gpu_is_open_or_given(self, cli: Cli) -> None:
+        assert "leaves the GPU open" in cli(*GPT_OSS, "--solve", "gpu").error
+        assert "--gpu is missing" in cli("memory", "--model", "Qwen/Qwen3-32B", "--solve", "tp").error
+        assert "--solve" in cli(*GPT_OSS, "--solve", "price").error
+
+
+def test_batch_and_length_are_told_both_ways(cli: Cli) -> None:
+    found = cli(*GPT_OSS, "--batch", 64, "--context-tokens", 8192, "--json").json
+    assert found["largest_batch"] > 64
+    again = cli(*GPT_OSS, "--context-tokens", found["longest_context_tokens"], "--json").json
+    assert again["largest_batch"] >= 64
+    assert f"Largest batch at 8,192 tokens a sequence: {found['largest_batch']:,}" in (
+        cli(*GPT_OSS, "--context-tokens", 8192).out
+    )
+
+
+def test_what_gives_room_comes_with_its_numbers(cli: Cli) -> None:
+    found = {change["change"]: change for change in cli(*TOO_LARGE, "--json").json["changes"]}
+    assert found["more GPUs"]["fits"]
+    assert found["more GPUs"]["kv_cache_tokens"] > 0
+    assert found["fp8 weights"]["shortfall_gib"] > 0
+    assert "What would give room" in cli(*TOO_LARGE).out
