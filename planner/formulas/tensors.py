@@ -28,21 +28,41 @@ FUSED_PARTS: dict[GemmRole, int] = {
     GemmRole.MLA_DOWN: 2,
     GemmRole.LINEAR_IN: 2,
     GemmRole.LINEAR_GATES: 2,
+    GemmRole.MAMBA_IN: 5,
 }
 """Checkpoint tensors that vLLM joins into one projection; each keeps its own per-tensor scale."""
+
+
+SHAPE_BYTES = 16
+"""compressed-tensors keeps the two sides of a packed weight beside it, in int64 ..."""
+EXPERT_SHAPE_BYTES = 4
+"""... and those of an expert's in the model's 16-bit dtype."""
 
 
 class WeightTensor(NamedTuple):
     """Tensors of one shape on one rank."""
 
     group: str
-    """`embedding`, `attention`, `ffn`, `experts`, `norm`, `head`, `vision` or `post_load`."""
+    """`embedding`, `attention`, `ffn`, `experts`, `norm`, `head`, `vision`; of what comes after loading
+    `post_load`, `buffer` or `allocator`."""
     name: str
     shape: tuple[int, ...]
     copies: int
     dtype: str
     size_bytes: int
     """All of them together, with scales and zero points."""
+    scale_bytes: int = 0
+    """The part of `size_bytes` that stands beside the weights in tensors of its own."""
+    enlarges: str = ""
+    """The tensor of the same layer that these bytes belong to, where they are no tensor of their own."""
+
+    def times(self, count: int) -> "WeightTensor":
+        """As many of them in as many layers."""
+        return self._replace(
+            copies=self.copies * count,
+            size_bytes=self.size_bytes * count,
+            scale_bytes=self.scale_bytes * count,
+        )
 
 
 class PlainTensor(NamedTuple):
@@ -62,10 +82,13 @@ def stored_bytes(n: int, k: int, dtype: WeightDtype, stored: Quantization | None
     >>> stored_bytes(4096, 4096, WeightDtype.AWQ, Quantization(dtype="awq", group_size=128, zero_points=True))
     8716288
     """
-    weight_bytes = round(n * k * VALUE_BYTES[dtype])
-    if stored is None:
-        return weight_bytes
-    return weight_bytes + scale_bytes(n, k, stored, parts)
+    scales = 0 if stored is None else scale_bytes(n, k, stored, parts)
+    return value_bytes(n, k, dtype) + scales
+
+
+def value_bytes(n: int, k: int, dtype: WeightDtype) -> int:
+    """Bytes of an `[n, k]` weight without its scales."""
+    return round(n * k * VALUE_BYTES[dtype])
 
 
 def scale_bytes(n: int, k: int, stored: Quantization, parts: int = 1) -> int:
@@ -82,7 +105,8 @@ def scale_bytes(n: int, k: int, stored: Quantization, parts: int = 1) -> int:
             return n * ceil(k / 16) + 4 * parts + static_activations
         case WeightDtype.INT4 | WeightDtype.AWQ | WeightDtype.GPTQ:
             groups = ceil(k / stored.group_size) if stored.group_size else 1
-            return n * groups * 2 + (n * groups // 2 if stored.zero_points else 0)
+            shape = SHAPE_BYTES if stored.dtype is WeightDtype.INT4 else 0
+            return n * groups * 2 + (n * groups // 2 if stored.zero_points else 0) + shape
         case _:
             return 0
 

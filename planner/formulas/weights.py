@@ -7,11 +7,25 @@ from typing import NamedTuple
 
 from planner.domain.deployment import Parallelism
 from planner.domain.dtypes import WeightDtype
-from planner.domain.model import GemmRole, Layer, Model, MoeFfn
+from planner.domain.model import DenseFfn, GemmRole, Layer, Model, MoeFfn, OuterTensor
+from planner.formulas.buffers import buffer_tensors, has_attention_scales
 from planner.formulas.gemms import Experts, Gemm, expert_block, head_gemm, layer_gemms, padded_vocab
-from planner.formulas.post_load import POST_LOAD, post_load_tensors
+from planner.formulas.load_order import LoadOrder, rounding_tensor
+from planner.formulas.load_target import LoadTarget
+from planner.formulas.post_load import post_load_tensors
 from planner.formulas.small_tensors import small_tensors
-from planner.formulas.tensors import FP32, FUSED_PARTS, PlainTensor, WeightTensor, plain, stored_bytes
+from planner.formulas.tensors import (
+    EXPERT_SHAPE_BYTES,
+    FP32,
+    FUSED_PARTS,
+    SHAPE_BYTES,
+    PlainTensor,
+    WeightTensor,
+    plain,
+    stored_bytes,
+    value_bytes,
+)
+from planner.formulas.vision import VISION, vision_tensors
 
 
 class ParameterCount(NamedTuple):
@@ -38,34 +52,41 @@ def pipeline_layers(layers: int, pp: int, pp_rank: int) -> tuple[int, int]:
     return first, first + sizes[pp_rank]
 
 
-def weight_tensors(model: Model, parallelism: Parallelism, pp_rank: int = 0) -> tuple[WeightTensor, ...]:
-    """Everything one rank of pipeline stage `pp_rank` holds for `model`, including what appears after loading."""
+def weight_tensors(
+    model: Model, parallelism: Parallelism, pp_rank: int = 0, *, target: LoadTarget | None = None
+) -> tuple[WeightTensor, ...]:
+    """Everything one rank of pipeline stage `pp_rank` holds for `model` on `target`.
+
+    With post-load tensors, buffers and what torch's allocator rounds up; without a target the parameters alone.
+    """
     first, last = pipeline_layers(model.layers, parallelism.pp, pp_rank)
     part = model.layer_pattern[first:last]
-    tensors = list(_outer_tensors(model, parallelism, pp_rank))
-    for kind_index in range(len(model.layer_kinds)):
-        count = part.count(kind_index)
-        if count:
-            tensors += [
-                tensor._replace(copies=tensor.copies * count, size_bytes=tensor.size_bytes * count)
-                for tensor in _layer_tensors(model, kind_index, parallelism)
-            ]
-    return tuple(tensors)
+    outer = list(_outer_tensors(model, parallelism, pp_rank))
+    kinds = {index: _layer_tensors(model, index, parallelism, target) for index in sorted(set(part))}
+    tensors = outer + [tensor.times(part.count(index)) for index, layer in kinds.items() for tensor in layer]
+    if target is None:
+        return tuple(tensors)
+    attention_layers = sum(has_attention_scales(model, index) for index in part)
+    tensors += (buffers := list(buffer_tensors(model, attention_layers, target)))
+    whole = LoadOrder(outer, buffers, [kinds[index] for index in part])
+    return (*tensors, rounding_tensor(whole))
 
 
 @lru_cache(maxsize=4096)
-def weights_bytes(model: Model, parallelism: Parallelism) -> int:
-    """Weight bytes of the fullest rank, as vLLM reports after loading [bytes]."""
+def weights_bytes(model: Model, parallelism: Parallelism, target: LoadTarget | None = None) -> int:
+    """Weight bytes of the fullest rank, as vLLM reports after loading on `target` [bytes].
+
+    Without a target the parameters alone.
+    """
     return max(
-        sum(tensor.size_bytes for tensor in weight_tensors(model, parallelism, pp_rank))
+        sum(tensor.size_bytes for tensor in weight_tensors(model, parallelism, pp_rank, target=target))
         for pp_rank in range(parallelism.pp)
     )
 
 
 def parameter_bytes(model: Model, parallelism: Parallelism, pp_rank: int = 0) -> int:
     """Bytes of the parameters vLLM's model class allocates before it loads the checkpoint [bytes]."""
-    tensors = weight_tensors(model, parallelism, pp_rank)
-    return sum(tensor.size_bytes for tensor in tensors if tensor.group != POST_LOAD)
+    return sum(tensor.size_bytes for tensor in weight_tensors(model, parallelism, pp_rank))
 
 
 def parameter_count(model: Model) -> ParameterCount:
@@ -75,13 +96,11 @@ def parameter_count(model: Model) -> ParameterCount:
     for tensor in _outer_tensors(model, whole, 0):
         values = prod(tensor.shape) * tensor.copies
         total += values
-        active += 0 if tensor.group == "vision" else values
+        active += 0 if tensor.group == VISION else values
     padding = (padded_vocab(model.vocab) - model.vocab) * model.hidden * (1 if model.tied_embeddings else 2)
     for kind_index, layer in enumerate(model.layer_kinds):
         count = model.layer_pattern.count(kind_index)
         for tensor in _layer_tensors(model, kind_index, whole):
-            if tensor.group == POST_LOAD:
-                continue
             values = prod(tensor.shape) * tensor.copies * count
             total += values
             active += _active_values(values, tensor, layer)
@@ -99,31 +118,34 @@ def _outer_tensors(model: Model, parallelism: Parallelism, pp_rank: int) -> Iter
     tp = parallelism.tp
     dtype = model.activation_dtype
     first, last = pp_rank == 0, pp_rank == parallelism.pp - 1
+    embeds = first or OuterTensor.EMBEDDING in model.every_stage
     head = head_gemm(model, parallelism)
-    if first or (last and model.tied_embeddings):
+    if embeds or (last and model.tied_embeddings):
         yield plain(
             PlainTensor("embedding", "embed_tokens", (padded_vocab(model.vocab) // tp, model.hidden), dtype)
         )
-    if first and model.position_embeddings:
+    if embeds and model.position_embeddings:
         yield plain(PlainTensor("embedding", "positions", (model.position_embeddings, model.hidden), dtype))
-    if last and not model.tied_embeddings:
+    predicts = last or OuterTensor.HEAD in model.every_stage
+    if predicts and not model.tied_embeddings:
         yield _gemm_tensor(head)
-    if last and head.bias:
+    if predicts and head.bias:
         yield plain(PlainTensor("head", "head_bias", (head.n,), dtype))
-    if last and model.final_norm:
+    if (last or OuterTensor.FINAL_NORM in model.every_stage) and model.final_norm:
         yield plain(PlainTensor("norm", "final_norm", (1 + model.norm_bias, model.hidden), dtype))
-    if first and model.vision is not None:
-        parameters = ceil(model.vision.parameters / tp) if model.vision.sharded else model.vision.parameters
-        yield plain(PlainTensor("vision", "vision_tower", (parameters,), dtype))
+    if model.vision is not None:
+        yield from vision_tensors(model.vision, tp, dtype)
 
 
 @lru_cache(maxsize=4096)
-def _layer_tensors(model: Model, kind_index: int, parallelism: Parallelism) -> tuple[WeightTensor, ...]:
+def _layer_tensors(
+    model: Model, kind_index: int, parallelism: Parallelism, target: LoadTarget | None = None
+) -> tuple[WeightTensor, ...]:
     layer = model.layer_kinds[kind_index]
     products = layer_gemms(model, kind_index, parallelism)
     tensors: list[WeightTensor] = []
     for gemm in products.gemms:
-        tensors.append(_gemm_tensor(gemm, fp32=_is_fp32_router(gemm, layer)))
+        tensors.append(_gemm_tensor(gemm, layer))
         if gemm.bias:
             tensors.append(
                 plain(PlainTensor(_group(gemm.role), f"{gemm.role}_bias", (gemm.n,), model.activation_dtype))
@@ -131,7 +153,8 @@ def _layer_tensors(model: Model, kind_index: int, parallelism: Parallelism) -> t
     if products.experts is not None:
         tensors += _expert_tensors(products.experts, model.activation_dtype)
     tensors += [plain(small) for small in small_tensors(model, layer, parallelism)]
-    tensors += post_load_tensors(model, layer, products.experts, parallelism)
+    if target is not None:
+        tensors += post_load_tensors(model, layer, products, parallelism, target)
     return tuple(tensors)
 
 
@@ -139,14 +162,19 @@ def _is_fp32_router(gemm: Gemm, layer: Layer) -> bool:
     return gemm.role is GemmRole.ROUTER and isinstance(layer.ffn, MoeFfn) and layer.ffn.router_fp32
 
 
-def _gemm_tensor(gemm: Gemm, *, fp32: bool = False) -> WeightTensor:
-    size_bytes = (
-        gemm.n * gemm.k * 4
-        if fp32
-        else stored_bytes(gemm.n, gemm.k, gemm.dtype, gemm.stored, FUSED_PARTS.get(gemm.role, 1))
-    )
-    dtype = FP32 if fp32 else gemm.dtype
-    return WeightTensor(_group(gemm.role), gemm.role, (gemm.n, gemm.k), 1, dtype, size_bytes)
+def _fused_parts(gemm: Gemm, layer: Layer) -> int:
+    ungated = isinstance(layer.ffn, DenseFfn | MoeFfn) and not layer.ffn.gated
+    return 1 if ungated and gemm.role in _GATE_ROLES else FUSED_PARTS.get(gemm.role, 1)
+
+
+def _gemm_tensor(gemm: Gemm, layer: Layer | None = None) -> WeightTensor:
+    shape = (gemm.n, gemm.k)
+    parts = 1 if layer is None else _fused_parts(gemm, layer)
+    if layer is not None and _is_fp32_router(gemm, layer):
+        return WeightTensor(_group(gemm.role), gemm.role, shape, 1, FP32, 4 * gemm.n * gemm.k)
+    size_bytes = stored_bytes(gemm.n, gemm.k, gemm.dtype, gemm.stored, parts)
+    scales = size_bytes - value_bytes(gemm.n, gemm.k, gemm.dtype)
+    return WeightTensor(_group(gemm.role), gemm.role, shape, 1, gemm.dtype, size_bytes, scales)
 
 
 def _group(role: GemmRole) -> str:
@@ -155,6 +183,7 @@ def _group(role: GemmRole) -> str:
     return "ffn" if role in _FFN_ROLES else "attention"
 
 
+_GATE_ROLES = frozenset({GemmRole.GATE_UP, GemmRole.SHARED_GATE_UP})
 _FFN_ROLES = frozenset(
     {
         GemmRole.GATE_UP,
@@ -189,4 +218,11 @@ def _expert_tensor(name: str, shape: tuple[int, int, int], experts: Experts, *, 
     if experts.dtype is WeightDtype.FP8_BLOCK:
         block = expert_block(experts)
         one_bytes = n * k + 4 * ceil(n / block) * ceil(k / block)
-    return WeightTensor("experts", f"experts_{name}", shape, 1, experts.dtype, count * one_bytes)
+    elif experts.dtype is WeightDtype.INT4:
+        one_bytes += EXPERT_SHAPE_BYTES - SHAPE_BYTES
+    scales = count * (one_bytes - value_bytes(n, k, experts.dtype))
+    if experts.dtype is WeightDtype.NVFP4 and experts.stored and not experts.stored.dynamic_activations:
+        # Every rank keeps the activation scales of all experts.
+        scales += 4 * parts * (experts.experts - count)
+    size_bytes = count * value_bytes(n, k, experts.dtype) + scales
+    return WeightTensor("experts", f"experts_{name}", shape, 1, experts.dtype, size_bytes, scales)
