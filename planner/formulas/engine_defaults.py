@@ -1,7 +1,7 @@
 """What `vllm serve` does where no flag says otherwise, by GPU memory and engine version.
 
-Every rule was read in the source of the releases 0.11.0 to 0.32.0; a release between two that were read
-follows the older one.
+Every rule was read in the source of the releases 0.11.0 to 0.33.0 (0.15 apart, which follows 0.14);
+`engine_rules_text.py` says them in words.
 """
 
 import re
@@ -12,7 +12,7 @@ from planner.domain.base import Frozen, InputError
 from planner.domain.hardware import Gpu
 from planner.domain.units import GIB_BYTES
 
-NEWEST_TESTED_VERSION = "0.32.0"
+NEWEST_TESTED_VERSION = "0.33.0"
 VERSION = re.compile(r"[vV]?(\d{1,4})\.(\d{1,4})(?:\.(\d{1,4}))?(?:(?:\.?[a-zA-Z]|[-+]).*)?")
 """A release number and whatever marks a build: `0.26.0rc1`, `0.11.1.dev7+gabc`, `v0.11`."""
 DEFAULT_BLOCK_SIZE_TOKENS = 16
@@ -22,6 +22,8 @@ CAPTURE_CEILING_TOKENS = 512
 WIDE_CAPTURE_CEILING_TOKENS = 1024
 WIDE_CAPTURE_ARCHITECTURES = ("GptOssForCausalLM",)
 """vllm/model_executor/models/config.py captures twice as far for these, whatever `max_num_seqs` is."""
+GB10_CAPABILITY = "12.1"
+"""DGX Spark: the memory of a large card without its arithmetic."""
 
 
 class EngineVersion(NamedTuple):
@@ -37,6 +39,8 @@ class EngineVersion(NamedTuple):
 
 OLDEST_VERSION = EngineVersion(0, 8, 0)
 """The first with the V1 engine as the default."""
+OLDEST_READ_VERSION = EngineVersion(0, 11, 0)
+"""Older releases are given the rules of this one."""
 
 
 class EngineRules(NamedTuple):
@@ -58,11 +62,26 @@ class EngineRules(NamedTuple):
     sparse_mla_caches_fp8: bool
     """`auto` meant an fp8 cache for DeepSeek V3.2."""
     mamba_prefix_caching: bool
-    """Prefix caching is on for hybrids, so a request holds two states instead of one."""
+    """Prefix caching is on by default for hybrids, so a request holds two states instead of one. Releases 0.26 and
+    0.27 could do it, but get_batch_defaults' caller left it off for hybrids."""
+    mamba_checkpoints: bool
+    """With it, a Mamba-2 layer sets a third block aside for the state that a prefill leaves behind."""
+    linear_checkpoints: bool
+    """So does a gated delta net where FlashInfer runs its prefill, and its blocks are multiples of 64 tokens."""
+    reserves_null_block: bool
+    """The engine starts only where a request fits beside the null block."""
+    backend_block_size: bool
+    """The attention backend that was chosen names the block size; before, the platform guessed the backend."""
+    v2_runner_everywhere: bool
+    """The V2 model runner, which overlaps steps of a pipeline too, runs every model."""
+    offloads_hybrids: bool
+    """KV offloading works beside the hybrid KV cache manager; before, that had to be disabled."""
     logs_concurrency_tokens: bool
     """Logged tokens are concurrency x max_model_len; before, blocks per group x block size."""
     very_large_gpu_row: bool
     """GPUs from 160 GiB batch 16384 tokens, and sm100 captures graphs up to 1024."""
+    small_gb10_row: bool
+    """GB10 batches like a small card."""
     captures_batched_tokens: bool
     """A `max_num_batched_tokens` within the ceiling is captured itself, off the grid."""
     captures_max_num_seqs: bool
@@ -99,7 +118,7 @@ def parse_version(engine_version: str) -> EngineVersion:
     """The release a version string names; empty means the newest tested.
 
     >>> str(parse_version("v0.11")), str(parse_version("0.26.0rc1")), str(parse_version(""))
-    ('0.11.0', '0.26.0', '0.32.0')
+    ('0.11.0', '0.26.0', '0.33.0')
 
     Raises:
         InputError: not a version, or older than the V1 engine this planner models.
@@ -121,8 +140,9 @@ def parse_version(engine_version: str) -> EngineVersion:
 def engine_rules(engine_version: str = "") -> EngineRules:
     """The rules of a release; a newer one than was tested follows the newest tested.
 
-    Sources: vllm/config/{cache,scheduler,vllm}.py, vllm/envs.py, vllm/engine/arg_utils.py,
-    vllm/v1/core/kv_cache_utils.py and vllm/v1/kv_cache_interface.py of each release.
+    Sources: vllm/config/{cache,model,scheduler,vllm}.py, vllm/envs.py, vllm/engine/arg_utils.py,
+    vllm/platforms/interface.py, vllm/v1/core/kv_cache_utils.py (kv_cache_planning.py in 0.33) and
+    vllm/v1/kv_cache_interface.py of each release.
 
     >>> engine_rules("0.19.1").gpu_memory_utilization, engine_rules("0.20.0").gpu_memory_utilization
     (0.9, 0.92)
@@ -142,9 +162,16 @@ def engine_rules(engine_version: str = "") -> EngineRules:
         group_ratio=1.5 if since(18) else 1.25 if since(12) else 1.0,
         reserves_in_flight_batches=since(26),
         sparse_mla_caches_fp8=not since(18),
-        mamba_prefix_caching=since(26),
+        mamba_prefix_caching=since(28),
+        mamba_checkpoints=since(32),
+        linear_checkpoints=since(33),
+        reserves_null_block=since(29),
+        backend_block_size=since(18),
+        v2_runner_everywhere=since(29),
+        offloads_hybrids=since(21),
         logs_concurrency_tokens=since(21),
         very_large_gpu_row=since(28),
+        small_gb10_row=since(33),
         captures_batched_tokens=since(21),
         captures_max_num_seqs=since(31),
         marlin_mxfp4_on_hopper=not since(19),
@@ -155,13 +182,14 @@ def engine_rules(engine_version: str = "") -> EngineRules:
 def server_defaults(gpu: Gpu, engine_version: str = "") -> ServerDefaults:
     """Flags chosen by the OpenAI server on this GPU (vllm/engine/arg_utils.py, get_batch_defaults).
 
-    From 70 GiB of reported memory (A100 excepted) 8192 tokens and 1024 sequences a step, from 160 GiB
-    16384 tokens since 0.28, else 2048 and 256.
+    From 70 GiB of reported memory (A100 excepted, since 0.33 GB10 too) 8192 tokens and 1024 sequences a step,
+    from 160 GiB 16384 tokens since 0.28, else 2048 and 256.
     """
     rules = engine_rules(engine_version)
+    weak = "a100" in gpu.name.lower() or (rules.small_gb10_row and gpu.compute_capability == GB10_CAPABILITY)
     if rules.very_large_gpu_row and gpu.memory_bytes >= VERY_LARGE_MEMORY_BYTES:
         tokens, seqs = 16384, 1024
-    elif gpu.memory_bytes >= LARGE_MEMORY_BYTES and "a100" not in gpu.name.lower():
+    elif gpu.memory_bytes >= LARGE_MEMORY_BYTES and not weak:
         tokens, seqs = 8192, 1024
     else:
         tokens, seqs = 2048, 256

@@ -25,7 +25,7 @@ from planner.formulas.engine_defaults import (
         ("0.26.0rc1", (0, 26, 0)),
         ("0.11.1.dev7+gabc", (0, 11, 1)),
         (" 0.9.2 ", (0, 9, 2)),
-        ("", (0, 32, 0)),
+        ("", (0, 33, 0)),
         ("1.0", (1, 0, 0)),
     ],
 )
@@ -79,6 +79,13 @@ def test_server_defaults(gpu: str, version: str, expected: tuple[int, int, float
     assert defaults.block_size == 16
 
 
+def test_gb10_batches_like_a_small_card_since_0_33() -> None:
+    changes = {"name": "GB10", "compute_capability": "12.1", "memory_bytes": 119 * 2**30}
+    gb10 = find_gpu("H100-SXM-80GB").model_copy(update=changes)
+    assert server_defaults(gb10, "0.32.0").max_num_batched_tokens == 8192
+    assert server_defaults(gb10, "0.33.0").max_num_batched_tokens == 2048
+
+
 def test_asynchronous_scheduling_is_on_since_0_14() -> None:
     h100 = find_gpu("H100-SXM-80GB")
     assert [server_defaults(h100, v).async_scheduling for v in ("0.13.0", "0.14.0", "")] == [
@@ -95,7 +102,14 @@ def test_rules_change_where_the_source_did() -> None:
         "reserves_in_flight_batches": ("0.25.1", "0.26.0"),
         "logs_concurrency_tokens": ("0.20.2", "0.21.0"),
         "very_large_gpu_row": ("0.27.1", "0.28.0"),
-        "mamba_prefix_caching": ("0.25.1", "0.26.0"),
+        "mamba_prefix_caching": ("0.27.1", "0.28.0"),
+        "mamba_checkpoints": ("0.31.0", "0.32.0"),
+        "linear_checkpoints": ("0.32.0", "0.33.0"),
+        "reserves_null_block": ("0.28.0", "0.29.0"),
+        "backend_block_size": ("0.17.1", "0.18.0"),
+        "v2_runner_everywhere": ("0.28.0", "0.29.0"),
+        "offloads_hybrids": ("0.20.2", "0.21.0"),
+        "small_gb10_row": ("0.32.0", "0.33.0"),
     }
     for field, (before, after) in changes.items():
         assert (getattr(engine_rules(before), field), getattr(engine_rules(after), field)) == (False, True), (
@@ -139,7 +153,7 @@ class TestCaptureSizes:
         assert capture_limit(b200, "LlamaForCausalLM", "0.27.1") == CaptureLimit(512)
         assert capture_limit(h100, "LlamaForCausalLM") == CaptureLimit(512)
 
-    @given(st.integers(1, 5000), st.integers(1, 20000), st.sampled_from(["0.11.0", "0.26.0", "0.32.0"]))
+    @given(st.integers(1, 5000), st.integers(1, 20000), st.sampled_from(["0.11.0", "0.26.0", "0.33.0"]))
     def test_ascending_and_within_every_limit(self, seqs: int, tokens: int, version: str) -> None:
         sizes = capture_sizes(seqs, tokens, engine_version=version)
         assert list(sizes) == sorted(set(sizes))

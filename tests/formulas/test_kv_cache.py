@@ -10,13 +10,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from planner.catalog.load import find_gpu
 from planner.catalog.models import bundled_models, load_model
 from planner.domain.base import InputError
-from planner.domain.deployment import Parallelism
+from planner.domain.deployment import EngineSettings, Parallelism, Speculation
 from planner.domain.dtypes import KvDtype, WeightDtype
-from planner.domain.model import DenseFfn, Layer, LinearAttention, MambaMixer, Model, SoftmaxAttention
+from planner.domain.model import (
+    DenseFfn,
+    LatentAttention,
+    Layer,
+    LinearAttention,
+    MambaMixer,
+    Model,
+    SoftmaxAttention,
+)
 from planner.formulas.kv_cache import kv_bytes_per_token, kv_layout, kv_parts, resolve_kv_dtype
 from planner.formulas.kv_layers import CacheKind, linear_state_bytes, mamba_state_bytes
+from planner.formulas.kv_paging import KvPaging, kv_paging
 
 HERE = Path(__file__).parent
 GIB = 2**30
@@ -42,6 +52,21 @@ def toy(*attentions: SoftmaxAttention, pattern: tuple[int, ...]) -> Model:
         layer_kinds=tuple(Layer(attention=a, ffn=DenseFfn(intermediate=512)) for a in attentions),
         layer_pattern=pattern,
     )
+
+
+def release(engine_version: str) -> KvPaging:
+    return KvPaging(engine_version=engine_version)
+
+
+def settings_of(**changes: object) -> EngineSettings:
+    values: dict[str, object] = {
+        "max_num_seqs": 256,
+        "max_num_batched_tokens": 8192,
+        "max_model_len": 8192,
+        "gpu_memory_utilization": 0.9,
+        "engine_version": "0.33.0",
+    }
+    return EngineSettings.model_validate(values | changes)
 
 
 def heads(window: int | None = None, kv_heads: int = 2) -> SoftmaxAttention:
@@ -151,13 +176,31 @@ def recorded() -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-@pytest.mark.parametrize(
-    "row", recorded(), ids=lambda row: f"{row['model']}-tp{row['tp']}-{row['max_model_len']}"
-)
+def row_id(row: dict[str, str]) -> str:
+    flags = [name for name in ("hybrid", "prefix_caching") if row[name] == "False"]
+    return "-".join([row["model"], f"tp{row['tp']}", row["max_model_len"], *flags, row["draft"]])
+
+
+def recorded_paging(row: dict[str, str]) -> KvPaging:
+    """The flags of a row on vLLM 0.32.0, where a Mamba-2 layer sets a block aside for the prefill's own state."""
+    caching = row["prefix_caching"] == "True"
+    mixers = {type(kind.attention) for kind in load_model(row["model"]).layer_kinds}
+    return KvPaging(
+        engine_version="0.32.0",
+        enable_prefix_caching=caching,
+        hybrid_kv_cache_manager=row["hybrid"] == "True",
+        checkpoint_states=int(caching and MambaMixer in mixers),
+        draft=load_model(row["draft"]) if row["draft"] else None,
+        num_speculative_tokens=int(row["num_speculative_tokens"]),
+    )
+
+
+@pytest.mark.parametrize("row", recorded(), ids=row_id)
 def test_groups_blocks_and_tokens_are_those_of_vllm(row: dict[str, str]) -> None:
     """Recorded from vLLM 0.32.0's get_kv_cache_groups by record_vllm_kv_capacity.py."""
     kv_dtype = {"1": KvDtype.FP8, "2": KvDtype.BF16}[row["kv_bytes_per_value"]]
-    layout = kv_layout(load_model(row["model"]), Parallelism(tp=int(row["tp"])), kv_dtype)
+    model, parallelism = load_model(row["model"]), Parallelism(tp=int(row["tp"]))
+    layout = kv_layout(model, parallelism, kv_dtype, recorded_paging(row))
     available, length, batched = (
         int(row[name]) for name in ("available_bytes", "max_model_len", "max_num_batched_tokens")
     )
@@ -165,6 +208,25 @@ def test_groups_blocks_and_tokens_are_those_of_vllm(row: dict[str, str]) -> None
     assert layout.blocks(available) == int(row["num_blocks"])
     assert layout.tokens(available, length, batched) == int(row["tokens"])
     assert layout.max_concurrency(available, length, batched) == pytest.approx(float(row["max_concurrency"]))
+
+
+def test_recorded_paging_is_what_a_gpu_gets() -> None:
+    h100 = find_gpu("H100-SXM-80GB")
+    for row in recorded():
+        model = load_model(row["model"])
+        if any(isinstance(kind.attention, LatentAttention) for kind in model.layer_kinds):
+            continue
+        speculation = None
+        if row["draft"]:
+            drafted = int(row["num_speculative_tokens"])
+            speculation = Speculation(draft=load_model(row["draft"]), num_speculative_tokens=drafted)
+        engine = settings_of(
+            engine_version="0.32.0",
+            enable_prefix_caching=row["prefix_caching"] == "True",
+            hybrid_kv_cache_manager=row["hybrid"] == "True",
+            speculation=speculation,
+        )
+        assert kv_paging(engine, h100, model) == recorded_paging(row)
 
 
 class TestGrouping:
@@ -182,7 +244,7 @@ class TestGrouping:
         assert sorted(group.layers for group in layout.groups) == [3, 4]
         # before 0.18 the ratio was 1.25, so 4 < 3.75 fails
         old = kv_layout(
-            toy(heads(window=16), heads(), pattern=(0, 1, 0, 1, 0, 1, 1)), ONE_GPU, engine_version="0.17"
+            toy(heads(window=16), heads(), pattern=(0, 1, 0, 1, 0, 1, 1)), ONE_GPU, paging=release("0.17")
         )
         assert len(old.groups) == 3
 
@@ -199,7 +261,7 @@ class TestGrouping:
         model = load_model("meta-llama/Llama-4-Scout-17B-16E-Instruct")
         new, old = (
             kv_layout(model, Parallelism(tp=8)),
-            kv_layout(model, Parallelism(tp=8), engine_version="0.13.0"),
+            kv_layout(model, Parallelism(tp=8), paging=release("0.13.0")),
         )
         assert (len(new.groups), len(old.groups)) == (4, 1)
         assert old.request_bytes(100_000.0) > 2 * new.request_bytes(100_000.0)
@@ -216,7 +278,7 @@ class TestGrouping:
 class TestCapacity:
     def test_before_0_21_tokens_were_blocks_of_one_group(self) -> None:
         model = load_model("openai/gpt-oss-20b")
-        old = kv_layout(model, ONE_GPU, engine_version="0.20.2")
+        old = kv_layout(model, ONE_GPU, paging=release("0.20.2"))
         assert old.tokens(20 * GIB, 32768, 8192) == old.blocks(20 * GIB) // 2 * 16
         assert kv_layout(model, ONE_GPU).tokens(20 * GIB, 32768, 8192) > old.tokens(20 * GIB, 32768, 8192)
 
@@ -244,14 +306,15 @@ class TestCapacity:
     def test_a_windowed_request_reserves_room_for_tokens_in_flight(self) -> None:
         model = load_model("mistralai/Mistral-7B-v0.1")
         layout = kv_layout(model, ONE_GPU)
-        assert layout.reserved_bytes(30_000, 2048) == (ceil((4095 + 2 * 2048) / 16) + 1) * layout.block_bytes
-        one = kv_layout(model, ONE_GPU, engine_version="0.25.1")
+        # and, since 0.29, beside the null block
+        assert layout.reserved_bytes(30_000, 2048) == (ceil((4095 + 2 * 2048) / 16) + 2) * layout.block_bytes
+        one = kv_layout(model, ONE_GPU, paging=release("0.25.1"))
         assert one.reserved_bytes(30_000, 2048) == (ceil((4095 + 2048) / 16) + 1) * one.block_bytes
 
 
 def test_an_unknown_version_is_refused() -> None:
     with pytest.raises(InputError, match="engine_version"):
-        kv_layout(load_model("meta-llama/Llama-3.1-8B"), ONE_GPU, engine_version="newest")
+        kv_layout(load_model("meta-llama/Llama-3.1-8B"), ONE_GPU, paging=release("newest"))
 
 
 ALL_MODELS = [model.name for model in bundled_models()]
