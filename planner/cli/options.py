@@ -46,3 +46,43 @@ GpuMemoryGib = Annotated[
 EngineVersion = Annotated[
     str, typer.Option("--engine-version", help="vLLM release; the newest known if left out.")
 ]
+EnforceEager = Annotated[bool, typer.Option("--enforce-eager", help="Capture no CUDA graphs.")]
+ExpertParallel = Annotated[
+    bool, typer.Option("--ep", help="Give each rank whole experts instead of a slice of every one.")
+]
+BlockSize = Annotated[
+    int | None, typer.Option("--block-size", help="Tokens of a KV block; vLLM's default if left out.")
+]
+NoPrefixCaching = Annotated[
+    bool, typer.Option("--no-prefix-caching", help="Keep no blocks of finished requests.")
+]
+DisableHybridKvCacheManager = Annotated[
+    bool,
+    typer.Option("--disable-hybrid-kv-cache-manager", help="Page every layer like one that sees all tokens."),
+]
+NoMultimodal = Annotated[bool, typer.Option("--no-multimodal", help="Take no images or videos.")]
+KvCacheMemoryGib = Annotated[
+    float | None,
+    typer.Option("--kv-cache-memory-gib", help="KV cache of each GPU; what is left over if left out."),
+]
+KvOffloadingGib = Annotated[
+    float | None,
+    typer.Option("--kv-offloading-gib", help="Host memory for KV blocks, all ranks of an engine together."),
+]
+EnableLora = Annotated[bool, typer.Option("--enable-lora", help="Keep room for LoRA adapters.")]
+MaxLoras = Annotated[
+    int | None, typer.Option("--max-loras", help="Adapters on the card at once; 1 if left out.")
+]
+MaxLoraRank = Annotated[
+    int | None, typer.Option("--max-lora-rank", help="Highest rank of an adapter; 16 if left out.")
+]
+FullyShardedLoras = Annotated[
+    bool, typer.Option("--fully-sharded-loras", help="Split both factors of an adapter over the ranks.")
+]
+DraftModel = Annotated[
+    str | None,
+    typer.Option("--draft-model", help="A smaller model that speculates, named like --model."),
+]
+NumSpeculativeTokens = Annotated[
+    int | None, typer.Option("--num-speculative-tokens", help="Tokens the draft model proposes a step.")
+]

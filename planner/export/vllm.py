@@ -1,12 +1,14 @@
 """The `vllm serve` line of a deployment; flag names are those of vllm/engine/arg_utils.py (0.11 to 0.32)."""
 
+import json
 import shlex
 from pathlib import Path
 
 from planner.domain.deployment import EngineSettings, Layout
 from planner.domain.dtypes import KvDtype, WeightDtype
 from planner.domain.model import Model
-from planner.formulas.engine_defaults import engine_rules
+from planner.domain.units import bytes_to_gib
+from planner.formulas.engine_defaults import DEFAULT_BLOCK_SIZE_TOKENS, engine_rules
 
 KV_CACHE_DTYPE = {KvDtype.BF16: "bfloat16", KvDtype.FP16: "float16", KvDtype.FP8: "fp8"}
 HALF = {WeightDtype.BF16: "bfloat16", WeightDtype.FP16: "half"}
@@ -68,4 +70,44 @@ def serve_command(
         words.append("--enforce-eager")
     if engine.async_scheduling != engine_rules(engine.engine_version).async_scheduling:
         words.append("--async-scheduling" if engine.async_scheduling else "--no-async-scheduling")
+    words += _cache_flags(engine)
+    if checkpoint.vision is not None and not engine.multimodal:
+        words += ["--limit-mm-per-prompt", json.dumps({"image": 0, "video": 0})]
+    words += _lora_flags(engine)
+    words += _speculation_flags(engine)
     return shlex.join(words)
+
+
+def _cache_flags(engine: EngineSettings) -> list[str]:
+    words: list[str] = []
+    if engine.block_size != DEFAULT_BLOCK_SIZE_TOKENS:
+        words += ["--block-size", str(engine.block_size)]
+    if not engine.enable_prefix_caching:
+        words.append("--no-enable-prefix-caching")
+    if not engine.hybrid_kv_cache_manager:
+        words.append("--disable-hybrid-kv-cache-manager")
+    if engine.kv_cache_memory_bytes is not None:
+        words += ["--kv-cache-memory-bytes", str(engine.kv_cache_memory_bytes)]
+    if engine.kv_offload_bytes:
+        words += ["--kv-offloading-size", f"{bytes_to_gib(engine.kv_offload_bytes):.12g}"]
+    return words
+
+
+def _lora_flags(engine: EngineSettings) -> list[str]:
+    lora = engine.lora
+    if lora is None:
+        return []
+    words = ["--enable-lora", "--max-loras", str(lora.max_loras), "--max-lora-rank", str(lora.max_lora_rank)]
+    return [*words, "--fully-sharded-loras"] if lora.fully_sharded else words
+
+
+def _speculation_flags(engine: EngineSettings) -> list[str]:
+    speculation = engine.speculation
+    if speculation is None:
+        return []
+    config = {
+        "method": "draft_model",
+        "model": served_reference(speculation.draft),
+        "num_speculative_tokens": speculation.num_speculative_tokens,
+    }
+    return ["--speculative-config", json.dumps(config)]

@@ -13,6 +13,7 @@ from planner.domain.model import Model
 from planner.domain.plan import Latency
 from planner.domain.workload import Workload
 from planner.formulas.arrays import FloatArray
+from planner.formulas.kv_paging import kv_paging
 from planner.formulas.step import Cluster, StepModel, StepTable, stack
 from planner.planning.candidates import BITS_PER_BYTE, BITS_PER_GBIT, NETWORK_FLOOR_GBPS
 from planner.planning.facts import Facts
@@ -71,7 +72,7 @@ def size(case: Case, sizer: Sizer) -> Sized:
         case.parallelism,
         kv_dtype=case.kv_dtype,
         cluster=default_cluster(case.gpu, case.parallelism),
-        engine_version=case.engine.engine_version,
+        paging=kv_paging(case.engine, case.gpu, case.model, case.kv_dtype),
     )
     if isinstance(placed, Refusal):
         return Sized(refusal=placed)

@@ -8,6 +8,7 @@ from planner.domain.dtypes import KvDtype
 from planner.domain.evidence import Basis
 from planner.domain.hardware import Instance
 from planner.domain.plan import Bottleneck, Question, Reserve
+from planner.formulas.kv_paging import default_paging
 from planner.formulas.step import stack
 from planner.planning.candidates import Replica, pipeline_degrees, replica_on, tensor_degrees
 from planner.planning.evaluate import (
@@ -74,13 +75,14 @@ class _Bench:
 
     def _place(self, replica: Replica) -> Placed | Refusal:
         question = self._question
+        model, gpu = question.variants[replica.variant], self._facts.gpus[replica.gpu]
         where = self.sizer.place(
-            question.variants[replica.variant],
-            self._facts.gpus[replica.gpu],
+            model,
+            gpu,
             replica.parallelism,
             kv_dtype=replica.kv_dtype,
             cluster=replica.cluster,
-            engine_version=question.engine_version,
+            paging=default_paging(gpu, model, replica.kv_dtype, question.engine_version),
         )
         if isinstance(where, Refusal):
             return where

@@ -10,10 +10,15 @@ from planner.domain.model import Model
 from planner.domain.plan import Bottleneck
 from planner.domain.units import bytes_to_gib
 from planner.formulas.activations import ActivationShape, activation_shape
+from planner.formulas.draft import draft_bytes, draft_problem
 from planner.formulas.dtype_support import kv_dtype_problem, weight_dtype_problem
-from planner.formulas.engine_defaults import engine_rules
 from planner.formulas.gemms import check_parallelism
 from planner.formulas.kv_cache import KvLayout, kv_layout
+from planner.formulas.kv_offload import offloading_problem
+from planner.formulas.kv_paging import KvPaging, default_paging, paging_problem
+from planner.formulas.load_target import LoadTarget, load_target
+from planner.formulas.lora import lora_bytes, lora_index_bytes
+from planner.formulas.lora_support import lora_problem
 from planner.formulas.memory import Card, Resident, memory_budget
 from planner.formulas.operators import GpuOperators
 from planner.formulas.step import Cluster, StepModel, compile_step
@@ -40,15 +45,10 @@ class Placed(NamedTuple):
     kv_dtype: KvDtype
     cluster: Cluster
     operators: GpuOperators
-    weights_bytes: int
+    target: LoadTarget
     kv: KvLayout
     card: Card
-    engine_version: str
-
-
-class _Sharded(NamedTuple):
-    weights_bytes: int
-    activations: ActivationShape
+    paging: KvPaging
 
 
 class Sizer:
@@ -56,8 +56,8 @@ class Sizer:
 
     def __init__(self, facts: Facts) -> None:
         self._facts = facts
-        self._sharded: dict[tuple[int, Parallelism], _Sharded | str] = {}
-        self._kv: dict[tuple[int, Parallelism, KvDtype, str], KvLayout] = {}
+        self._sharded: dict[tuple[int, Parallelism], ActivationShape | str] = {}
+        self._kv: dict[tuple[int, Parallelism, KvDtype, KvPaging], KvLayout] = {}
         self._kept: dict[int, Model] = {}
 
     def place(
@@ -68,11 +68,12 @@ class Sizer:
         *,
         kv_dtype: KvDtype,
         cluster: Cluster,
-        engine_version: str = "",
+        paging: KvPaging | None = None,
     ) -> Placed | Refusal:
         """The model on these GPUs, or why vLLM would not start it there.
 
-        Raises `InputError` where `engine_version` is not a vLLM version.
+        Without `paging` the cache is paged as the newest release tested does by default. Raises `InputError`
+        where its `engine_version` is not a vLLM version.
         """
         if not gpu.vllm_backend:
             return Refusal(
@@ -84,15 +85,13 @@ class Sizer:
         sharded = self._shard(model, parallelism)
         if isinstance(sharded, str):
             return Refusal(Bottleneck.PARALLELISM, parallelism.gpus, parallelism.tp, "ranks", sharded)
-        key = (id(model), parallelism, kv_dtype, engine_version)
+        paging = default_paging(gpu, model, kv_dtype) if paging is None else paging
+        problem = paging_problem(model, paging)
+        if problem is not None:
+            return Refusal(Bottleneck.DTYPE, 1, 0, "support", problem)
+        key = (id(model), parallelism, kv_dtype, paging)
         if key not in self._kv:
-            self._kv[key] = kv_layout(
-                model,
-                parallelism,
-                kv_dtype,
-                engine_version=engine_version,
-                async_scheduling=engine_rules(engine_version).async_scheduling,
-            )
+            self._kv[key] = kv_layout(model, parallelism, kv_dtype, paging)
         return Placed(
             model=model,
             gpu=gpu,
@@ -100,26 +99,24 @@ class Sizer:
             kv_dtype=kv_dtype,
             cluster=cluster,
             operators=self._facts.operators_for(gpu),
-            weights_bytes=sharded.weights_bytes,
+            target=load_target(gpu, paging.engine_version),
             kv=self._kv[key],
-            card=Card(gpu, parallelism, sharded.activations),
-            engine_version=engine_version,
+            card=Card(gpu, parallelism, sharded),
+            paging=paging,
         )
 
-    def _shard(self, model: Model, parallelism: Parallelism) -> _Sharded | str:
-        """What one rank holds, or why the model cannot be divided so; models are told apart by identity."""
+    def _shard(self, model: Model, parallelism: Parallelism) -> ActivationShape | str:
+        """What one rank computes with, or why the model cannot be divided so; models are told apart by identity."""
         key = (id(model), parallelism)
         self._kept[id(model)] = model
         if key not in self._sharded:
             problem = check_parallelism(model, parallelism)
-            self._sharded[key] = problem or _Sharded(
-                weights_bytes(model, parallelism), activation_shape(model, parallelism)
-            )
+            self._sharded[key] = problem or activation_shape(model, parallelism)
         return self._sharded[key]
 
     def budget(self, placed: Placed, engine: EngineSettings) -> MemoryBudget:
         """One GPU's memory under these settings; `fits` says whether the engine starts."""
-        resident = Resident(placed.weights_bytes)
+        resident = _resident(placed, engine)
         return memory_budget(placed.card, resident, placed.kv, engine, self._facts.memory)
 
     def step(self, placed: Placed) -> StepModel:
@@ -130,8 +127,35 @@ class Sizer:
             placed.kv_dtype,
             placed.operators,
             placed.cluster,
-            engine_version=placed.engine_version,
+            engine_version=placed.paging.engine_version,
         )
+
+
+def _resident(placed: Placed, engine: EngineSettings) -> Resident:
+    """What loading leaves on one GPU: the model, and what the settings keep beside it."""
+    target = placed.target._replace(batched_tokens=engine.max_num_batched_tokens)
+    draft = lora = 0
+    if engine.speculation is not None:
+        draft = draft_bytes(engine.speculation, placed.parallelism, target)
+    if engine.lora is not None:
+        version = engine.engine_version
+        lora = lora_bytes(placed.model, placed.parallelism, engine.lora, engine_version=version)
+        lora += lora_index_bytes(engine)
+    return Resident(weights_bytes(placed.model, placed.parallelism, target), draft, lora)
+
+
+def check_extras(model: Model, parallelism: Parallelism, engine: EngineSettings) -> None:
+    """Raises `InputError` where vLLM would not start with the adapters, draft or offloading asked for."""
+    version = engine.engine_version
+    problem = None
+    if engine.lora is not None:
+        problem = lora_problem(model, parallelism, engine.lora, engine_version=version)
+    if problem is None and engine.speculation is not None:
+        problem = draft_problem(model, engine.speculation, parallelism, engine_version=version)
+    if problem is None and engine.kv_offload_bytes:
+        problem = offloading_problem(version)
+    if problem is not None:
+        raise InputError(problem)
 
 
 def check_length(max_model_len: int, model: Model) -> None:
@@ -144,18 +168,19 @@ def check_length(max_model_len: int, model: Model) -> None:
 
 def memory_refusal(placed: Placed, budget: MemoryBudget, engine: EngineSettings) -> Refusal:
     """Why a replica does not start for lack of memory, with the two numbers."""
-    request_bytes = placed.kv.reserved_bytes(engine.max_model_len, engine.max_num_batched_tokens)
-    weights_gib, overhead_gib, request_gib, have_gib = (
+    extras = (("draft model", budget.draft_bytes), ("adapters", budget.lora_bytes))
+    loaded = " + ".join(["weights", *(name for name, size_bytes in extras if size_bytes)])
+    loaded_gib, overhead_gib, request_gib, have_gib = (
         bytes_to_gib(size)
-        for size in (budget.weights_bytes, budget.overhead_bytes, request_bytes, budget.requested_bytes)
+        for size in (budget.loaded_bytes, budget.overhead_bytes, budget.request_bytes, budget.requested_bytes)
     )
-    need_gib = weights_gib + overhead_gib + request_gib
+    need_gib = loaded_gib + overhead_gib + request_gib
     return Refusal(
         Bottleneck.MEMORY,
         need_gib,
         have_gib,
         "GiB per GPU",
-        f"weights {weights_gib:.1f} GiB, overhead {overhead_gib:.1f} GiB and one request of "
+        f"{loaded} {loaded_gib:.1f} GiB, overhead {overhead_gib:.1f} GiB and one request of "
         f"{engine.max_model_len} tokens {request_gib:.1f} GiB need {need_gib:.1f} GiB of the {have_gib:.1f} GiB "
         f"that the engine may use on one {placed.gpu.name}",
     )
