@@ -4,7 +4,9 @@ import csv
 import io
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from itertools import combinations
+from math import log2
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -22,13 +24,15 @@ from planner.domain.hardware import Gpu
 from planner.domain.model import Model
 from planner.domain.units import gib_to_bytes
 from planner.formulas.activations import activation_shape
+from planner.formulas.cuda_graphs import graph_bytes, graph_count, kernels_of_model
 from planner.formulas.engine_defaults import (
     EngineVersion,
-    engine_rules,
     parse_version,
     server_defaults,
 )
 from planner.formulas.kv_cache import KvLayout, kv_layout
+from planner.formulas.kv_paging import kv_paging
+from planner.formulas.load_target import LoadTarget, load_target
 from planner.formulas.memory import (
     Card,
     MemoryCoefficients,
@@ -36,8 +40,10 @@ from planner.formulas.memory import (
     activation_peak_bytes,
     captured_sizes,
     cuda_graph_bytes,
+    has_fused_all_reduce,
     memory_budget,
 )
+from planner.formulas.profile_rules import FLASHINFER_FUSION_SINCE, profile_rules
 from planner.formulas.weights import weights_bytes
 
 GRAPHS_ESTIMATED_SINCE = EngineVersion(0, 18, 0)
@@ -49,8 +55,10 @@ NOTHING = Estimate(value=0.0, low=0.0, high=0.0, n=0)
 NOTHING_FITTED = MemoryCoefficients(
     non_torch_bytes=NOTHING,
     collective_bytes=NOTHING,
-    cuda_graph_bytes_per_layer=NOTHING,
+    fused_all_reduce_bytes=NOTHING,
+    cuda_graph_bytes_per_kernel=NOTHING,
     overhead_relative_error=0.0,
+    untested_relative_error=0.0,
     provenance="",
 )
 
@@ -110,44 +118,75 @@ def read_startup_logs(path: Path) -> list[StartupLog]:
     return logs
 
 
+class _LeftOver(NamedTuple):
+    """What the formulas do not explain of one run."""
+
+    doublings: float
+    """Of one GPU, until all tensor-parallel ranks are there."""
+    size_bytes: float
+    is_fused: bool
+
+
 def fit_memory(logs: Sequence[StartupLog], provenance: str) -> MemoryCoefficients:
     """Medians of what the formulas leave unexplained, with 90 % intervals over the runs.
 
+    One after the other: a line over the doublings of ranks where all-reduces are not fused, then what fusing adds.
     The error of the whole is not set: `leave_one_model_out` tells it.
     """
-    per_layer = [
-        _graph_bytes_per_layer(log)
+    graphs = [
+        _graph_bytes_per_kernel(log)
         for log in logs
         if parse_version(log.engine.engine_version) >= GRAPHS_ESTIMATED_SINCE and log.cuda_graph_bytes > 0
     ]
     coefficients = NOTHING_FITTED.model_copy(
         update={
-            "cuda_graph_bytes_per_layer": _estimate(per_layer) if per_layer else NOTHING,
+            "cuda_graph_bytes_per_kernel": _estimate(graphs) if graphs else NOTHING,
             "provenance": provenance,
         }
     )
-    explained = [log for log in logs if not _profiles_encoder(log)]
-    left_over = {log.run_id: log.overhead_bytes - _known_bytes(log, coefficients) for log in explained}
-    alone = [left_over[log.run_id] for log in explained if log.card.parallelism.tp == 1]
-    together = [left_over[log.run_id] for log in explained if log.card.parallelism.tp > 1]
-    base = _estimate(alone or together)
-    collective = _estimate([max(0.0, size - base.value) for size in together]) if together else NOTHING
-    return coefficients.model_copy(update={"non_torch_bytes": base, "collective_bytes": collective})
+    left_over = [
+        _LeftOver(
+            log2(log.card.parallelism.tp),
+            log.overhead_bytes - _known_bytes(log, coefficients),
+            has_fused_all_reduce(log.card, log.engine),
+        )
+        for log in logs
+    ]
+    plain = [each for each in left_over if not each.is_fused]
+    slope = _slope(plain)
+    base = _estimate(each.size_bytes - each.doublings * slope for each in plain or left_over)
+    per_doubling = [(each.size_bytes - base.value) / each.doublings for each in plain if each.doublings]
+    collective = _estimate(per_doubling).model_copy(update={"value": slope}) if slope else NOTHING
+    fused = [
+        max(0.0, each.size_bytes - base.value - each.doublings * slope) for each in left_over if each.is_fused
+    ]
+    return coefficients.model_copy(
+        update={
+            "non_torch_bytes": base,
+            "collective_bytes": collective,
+            "fused_all_reduce_bytes": _estimate(fused) if plain and fused else NOTHING,
+        }
+    )
 
 
 def leave_one_model_out(logs: Sequence[StartupLog]) -> MemoryErrors:
     """Errors on each run with its model's runs left out of the fit."""
+    return leave_group_out(logs, lambda log: log.model.name)
+
+
+def leave_group_out(logs: Sequence[StartupLog], group: Callable[[StartupLog], Hashable]) -> MemoryErrors:
+    """Errors on each run with the runs of its group left out of the fit."""
     fits = {
-        name: fit_memory([log for log in logs if log.model.name != name], "left out")
-        for name in {log.model.name for log in logs}
+        left_out: fit_memory([log for log in logs if group(log) != left_out], "left out")
+        for left_out in {group(log) for log in logs}
     }
     budgets = [
         memory_budget(
             log.card,
-            Resident(weights_bytes(log.model, log.card.parallelism)),
+            Resident(weights_bytes(log.model, log.card.parallelism, _target(log))),
             log.kv,
             log.engine,
-            fits[log.model.name],
+            fits[group(log)],
         )
         for log in logs
     ]
@@ -160,21 +199,34 @@ def leave_one_model_out(logs: Sequence[StartupLog]) -> MemoryErrors:
     )
 
 
+def _target(log: StartupLog) -> LoadTarget:
+    return load_target(log.card.gpu, log.engine.engine_version, log.engine.max_num_batched_tokens)
+
+
+def _slope(runs: Sequence[_LeftOver]) -> float:
+    """Bytes a doubling of ranks adds: the middle of the slopes between the medians of each number of ranks."""
+    medians = {
+        doublings: median(each.size_bytes for each in runs if each.doublings == doublings)
+        for doublings in {each.doublings for each in runs}
+    }
+    slopes = [(medians[b] - medians[a]) / (b - a) for a, b in combinations(sorted(medians), 2)]
+    return max(0.0, round(median(slopes))) if slopes else 0.0
+
+
 def _known_bytes(log: StartupLog, coefficients: MemoryCoefficients) -> int:
-    rules = engine_rules(log.engine.engine_version)
+    rules = profile_rules(log.model, log.engine.engine_version)
     graphs = cuda_graph_bytes(log.card, log.engine, coefficients) if rules.charges_cuda_graphs else 0
-    return activation_peak_bytes(log.card, log.engine, rules) + graphs
+    return activation_peak_bytes(log.card, log.engine) + graphs
 
 
-def _profiles_encoder(log: StartupLog) -> bool:
-    """The vision encoder's own peak is not modelled; before 0.17 it exceeded the language model's."""
-    return log.model.vision is not None and engine_rules(log.engine.engine_version).sampler_sorts
-
-
-def _graph_bytes_per_layer(log: StartupLog) -> float:
-    pool = cuda_graph_bytes(log.card, log.engine, NOTHING_FITTED)
-    graphs = len(captured_sizes(log.card, log.engine)) * log.card.activations.layers
-    return max(0.0, log.cuda_graph_bytes - pool) / graphs
+def _graph_bytes_per_kernel(log: StartupLog) -> float:
+    """Bytes of one kernel in one graph, the floor of a graph's size left aside."""
+    kernels = kernels_of_model(log.model, log.card.parallelism)
+    sizes = captured_sizes(log.card, log.engine)
+    pool = cuda_graph_bytes(log.card, log.engine, NOTHING_FITTED) - graph_bytes(
+        sizes, kernels, 0.0, full_up_to=log.engine.max_num_seqs
+    )
+    return max(0.0, log.cuda_graph_bytes - pool) / (graph_count(sizes, log.engine.max_num_seqs) * kernels)
 
 
 def _estimate(values: Iterable[float]) -> Estimate:
@@ -192,6 +244,7 @@ def _startup_log(row: dict[str, str]) -> StartupLog:
     gpu = _with_memory(find_gpu(row["gpu"]), float(row["gpu_memory_gib"]))
     parallelism = Parallelism(tp=int(row["tp"]), pp=int(row["pp"]))
     model = load_model(row["model"])
+    kv_dtype = KvDtype(row["kv_dtype"] or "auto")
     defaults = server_defaults(gpu, row["engine_version"])
     engine = EngineSettings(
         max_num_seqs=int(row["max_num_seqs"] or defaults.max_num_seqs),
@@ -207,13 +260,7 @@ def _startup_log(row: dict[str, str]) -> StartupLog:
         model=model,
         card=Card(gpu, parallelism, activation_shape(model, parallelism)),
         engine=engine,
-        kv=kv_layout(
-            model,
-            parallelism,
-            KvDtype(row["kv_dtype"] or "auto"),
-            engine_version=engine.engine_version,
-            async_scheduling=engine.async_scheduling,
-        ),
+        kv=kv_layout(model, parallelism, kv_dtype, kv_paging(engine, gpu, model, kv_dtype)),
         weights_bytes=gib_to_bytes(float(row["weights_gib_per_gpu"])),
         kv_cache_bytes=gib_to_bytes(float(row["kv_cache_gib_per_gpu"])),
         kv_cache_tokens=int(float(row["kv_cache_tokens"])),
@@ -237,5 +284,27 @@ def fit_and_test(table: Path) -> tuple[MemoryCoefficients, MemoryErrors]:
         raise InputError(f"{table}: start-up logs of two models or more are needed, got {len(models)}")
     errors = leave_one_model_out(logs)
     fitted = fit_memory(logs, f"{len(logs)} vLLM start-up logs ({', '.join(models)})")
-    within = round(float(np.quantile(np.abs(errors.overhead), COVERAGE)), 3)
-    return fitted.model_copy(update={"overhead_relative_error": within}), errors
+    on_gpus = _left_out_or(logs, lambda log: log.card.gpu.name, errors)
+    on_generations = _left_out_or(logs, _generation, errors)
+    within = max(_spread(errors), _spread(on_gpus))
+    return fitted.model_copy(
+        update={
+            "overhead_relative_error": within,
+            "untested_relative_error": max(within, _spread(on_generations)),
+        }
+    ), errors
+
+
+def _generation(log: StartupLog) -> bool:
+    """Releases before and since FlashInfer fuses all-reduces and a kernel filters the logits."""
+    return parse_version(log.engine.engine_version) >= FLASHINFER_FUSION_SINCE
+
+
+def _left_out_or(
+    logs: Sequence[StartupLog], group: Callable[[StartupLog], Hashable], otherwise: MemoryErrors
+) -> MemoryErrors:
+    return leave_group_out(logs, group) if len({group(log) for log in logs}) > 1 else otherwise
+
+
+def _spread(errors: MemoryErrors) -> float:
+    return round(float(np.quantile(np.abs(errors.overhead), COVERAGE)), 3)

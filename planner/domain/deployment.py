@@ -81,7 +81,10 @@ class MemoryBudget(Frozen):
 
     total_bytes: int
     outside_bytes: int
-    """The share `gpu_memory_utilization` leaves alone: CUDA context, NCCL buffers, other processes."""
+    """The share `gpu_memory_utilization` leaves alone: CUDA context, NCCL buffers, other processes.
+
+    With a KV cache given in bytes: what that leaves, negative where it is too large.
+    """
     weights_bytes: int
     """Of the model alone; vLLM logs `loaded_bytes`."""
     draft_bytes: int = 0
@@ -101,6 +104,8 @@ class MemoryBudget(Frozen):
     max_concurrency: float
     """Requests of `max_model_len` tokens that fit at once, as vLLM logs it."""
     max_model_len: int
+    request_bytes: int
+    """What must be free for the engine to start: the cache of one request of `max_model_len` tokens."""
     relative_error: float = 0.0
     """Half-width of the 90 % interval on `overhead_bytes`, as a share of it."""
 
@@ -121,8 +126,13 @@ class MemoryBudget(Frozen):
 
     @property
     def fits(self) -> bool:
-        """True where at least one request of `max_model_len` tokens fits beside the weights."""
-        return self.kv_cache_bytes > 0 and self.max_concurrency >= 1.0
+        """True where at least one request of `max_model_len` tokens fits beside the weights, and all on the card."""
+        return self.shortfall_bytes == 0 and self.outside_bytes >= 0
+
+    @property
+    def shortfall_bytes(self) -> int:
+        """What is missing for one request of `max_model_len` tokens [bytes]; 0 where it fits."""
+        return max(0, self.request_bytes - self.kv_cache_bytes)
 
     @property
     def weights_gib(self) -> float:

@@ -1,9 +1,8 @@
-"""Peak memory of the engine's profiling run: one forward pass of a full batch, then sampling."""
+"""Peak memory of a forward pass, as the engine's profiling run makes it: one batch of dummy tokens."""
 
 from typing import NamedTuple
 
-from planner.domain.deployment import Parallelism
-from planner.domain.dtypes import WeightDtype
+from planner.domain.deployment import EngineSettings, Parallelism
 from planner.domain.model import (
     DenseFfn,
     LatentAttention,
@@ -14,134 +13,179 @@ from planner.domain.model import (
     MoeFfn,
     SoftmaxAttention,
 )
-from planner.formulas.gemms import expert_ranks, padded_vocab
+from planner.formulas.engine_defaults import EngineVersion
+from planner.formulas.gemms import Experts, layer_gemms, padded_vocab
+from planner.formulas.moe_workspace import KernelSite, expert_memory
 
 BYTES_PER_VALUE = 2
 """Activations are 16-bit."""
-FP8_BYTES_PER_VALUE = 1
-STREAMS = 2
-"""Hidden states and residual live through a whole layer."""
-EXPERT_BLOCK_ROWS = 128
-"""DeepGEMM lays each expert's rows out on multiples of this."""
-LOGITS_BYTES_PER_VALUE = 2 + 4 + 4 + 4
-"""16-bit logits, their fp32 copy, probabilities and the exponential noise they are divided by."""
-SORTED_LOGITS_BYTES_PER_VALUE = 2 + 4 + 4 + 8 + 4 + 2
-"""16-bit logits, fp32 copy, sorted values, their 64-bit indices, probabilities and two masks."""
+ROUTER_VALUES = 2
+"""Router logits are fp32."""
+LATENT_CONTEXT_TOKENS = 65_536
+"""Earlier tokens that MLA brings back to full width at once, at most (mla_attention.py,
+determine_chunked_prefill_workspace_size)."""
+LATENT_CONTEXT_REQUESTS = 8
+LATENT_CONTEXT_PAGES = 4
+"""That is 8 sequences of full length, or 4 pages for each sequence where that is more."""
 
 
-class ForwardPeak(NamedTuple):
-    """Memory a forward pass needs at once beside the weights."""
+SPARSE_CONTEXT_LENGTHS = 40
+"""A sparse-attention indexer gathers the keys of this many sequences of full length at once
+(vllm/v1/attention/backends/mla/indexer.py, get_max_prefill_buffer_size)."""
+SPARSE_SCALE_BYTES = 4
+SPARSE_KEYS_SINCE = EngineVersion(0, 13, 0)
+SPARSE_LOGITS_BYTES = 512 << 20
+"""VLLM_SPARSE_INDEXER_MAX_LOGITS_MB, made room for in the profiling run."""
+SPARSE_LOGITS_SINCE = EngineVersion(0, 19, 0)
 
-    bytes_per_token: int
-    fixed_bytes: int = 0
 
-    def size_bytes(self, tokens: int) -> int:
-        """The peak of a pass over this many tokens [bytes]."""
-        return tokens * self.bytes_per_token + self.fixed_bytes
+class Batch(NamedTuple):
+    """The dummy batch of the profiling run."""
+
+    tokens: int
+    context_tokens: int = 0
+    """Earlier tokens that MLA makes room for."""
+    max_model_len: int = 0
+
+
+class BlockShape(NamedTuple):
+    """What the blocks of one kind of layer hold on one rank beside the residual stream."""
+
+    mixer_bytes_per_token: int
+    mixer_bytes_per_context_token: int
+    """MLA in the profiling run makes room for a long context beside the batch."""
+    ffn_bytes_per_token: int
+    experts: Experts | None
+    index_bytes_per_key: int = 0
+    """What a sparse-attention indexer gathers of each cached token."""
+
+
+class ForwardMemory(NamedTuple):
+    """A forward pass's memory beside the weights [bytes]."""
+
+    kept_bytes: int
+    """Workspaces that outlive it."""
+    passing_bytes: int
+    """The most it holds at once beside those."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Both together."""
+        return self.kept_bytes + self.passing_bytes
 
 
 class ActivationShape(NamedTuple):
     """What of a model and its layout decides the memory of the profiling run; made once per layout."""
 
-    architecture: str
-    forward: ForwardPeak
-    forward_deep_gemm: ForwardPeak
-    """Where block-quantised experts run through DeepGEMM (Hopper); the same otherwise."""
+    model: Model
+    blocks: tuple[BlockShape, ...]
     hidden_bytes_per_token: int
     vocab: int
-    layers: int
+    """Padded."""
 
-    def sampling_bytes(self, tokens: int, sequences: int, *, sorts: bool) -> int:
-        """Hidden states of the batch and the sampler's working copies of the logits [bytes]."""
-        per_logit = SORTED_LOGITS_BYTES_PER_VALUE if sorts else LOGITS_BYTES_PER_VALUE
-        return tokens * self.hidden_bytes_per_token + min(sequences, tokens) * self.vocab * per_logit
+    @property
+    def architecture(self) -> str:
+        """The class vLLM loads."""
+        return self.model.architecture
+
+    def forward(self, batch: Batch, site: KernelSite) -> ForwardMemory:
+        """A pass over a batch: the residual stream and the widest block of any layer."""
+        tokens, context_tokens = batch.tokens, batch.context_tokens
+        kept = widest = 0
+        for block in self.blocks:
+            mixer = (
+                tokens * block.mixer_bytes_per_token + context_tokens * block.mixer_bytes_per_context_token
+            )
+            ffn = tokens * block.ffn_bytes_per_token
+            if block.index_bytes_per_key and site.version >= SPARSE_KEYS_SINCE:
+                keys = SPARSE_CONTEXT_LENGTHS * batch.max_model_len
+                kept = max(kept, keys * block.index_bytes_per_key)
+                mixer += SPARSE_LOGITS_BYTES if site.version >= SPARSE_LOGITS_SINCE else 0
+            if block.experts is not None:
+                experts = expert_memory(block.experts, tokens, site)
+                kept = max(kept, experts.kept_bytes)
+                ffn += experts.passing_bytes
+            widest = max(widest, mixer, ffn)
+        return ForwardMemory(kept, tokens * self.hidden_bytes_per_token + widest)
 
 
 def activation_shape(model: Model, parallelism: Parallelism) -> ActivationShape:
     """What the profiling run of this model will hold on one rank."""
-    streams = STREAMS * model.hidden * BYTES_PER_VALUE
-    kinds = model.layer_kinds
-    blocks = [_block_bytes_per_token(kind, model.hidden, parallelism) for kind in kinds]
-    forward = ForwardPeak(streams + max(blocks))
-    is_block_quantized = model.quantization is not None and model.quantization.dtype is WeightDtype.FP8_BLOCK
-    deep_gemm = [
-        _deep_gemm_peak(kind.ffn, model.hidden, parallelism)
-        for kind in kinds
-        if is_block_quantized and isinstance(kind.ffn, MoeFfn)
+    blocks = [
+        _block_shape(kind, model.hidden, parallelism.tp, layer_gemms(model, index, parallelism).experts)
+        for index, kind in enumerate(model.layer_kinds)
     ]
     return ActivationShape(
-        architecture=model.architecture,
-        forward=forward,
-        forward_deep_gemm=max(
-            (ForwardPeak(streams + peak.bytes_per_token, peak.fixed_bytes) for peak in deep_gemm),
-            default=forward,
-        ),
+        model=model,
+        blocks=tuple(dict.fromkeys(blocks)),
         hidden_bytes_per_token=model.hidden * BYTES_PER_VALUE,
         vocab=padded_vocab(model.vocab),
-        layers=model.layers,
     )
 
 
-def _block_bytes_per_token(kind: Layer, hidden: int, parallelism: Parallelism) -> int:
-    """The wider of a layer's two blocks; each frees its buffers before the next one starts."""
-    return max(
-        _mixer_values(kind, parallelism.tp) * BYTES_PER_VALUE,
-        _ffn_values(kind, hidden, parallelism) * BYTES_PER_VALUE,
+def latent_context_tokens(engine: EngineSettings) -> int:
+    """Context that MLA makes room for in the profiling run [tokens]."""
+    pages = engine.max_num_seqs * engine.block_size
+    wanted = max(LATENT_CONTEXT_REQUESTS * engine.max_model_len, LATENT_CONTEXT_PAGES * pages)
+    return max(min(wanted, LATENT_CONTEXT_TOKENS), pages)
+
+
+def _block_shape(kind: Layer, hidden: int, tp: int, experts: Experts | None) -> BlockShape:
+    attention = kind.attention
+    context = index = 0
+    if isinstance(attention, LatentAttention):
+        index = attention.indexer_head_dim + SPARSE_SCALE_BYTES if attention.indexer_heads else 0
+        context = attention.heads // tp * (attention.qk_nope_head_dim + attention.v_head_dim)
+    return BlockShape(
+        mixer_bytes_per_token=_mixer_values(kind, hidden, tp) * BYTES_PER_VALUE,
+        mixer_bytes_per_context_token=context * BYTES_PER_VALUE,
+        ffn_bytes_per_token=_ffn_values(kind, hidden, tp) * BYTES_PER_VALUE,
+        experts=experts,
+        index_bytes_per_key=index,
     )
 
 
-def _mixer_values(kind: Layer, tp: int) -> int:
-    """Values a token needs in the attention block: projections in, and the mixed output."""
+def _mixer_values(kind: Layer, hidden: int, tp: int) -> int:
+    """Values a token needs in the attention block: each product reads one buffer and writes the next."""
     match kind.attention:
         case SoftmaxAttention() as a:
-            queries = a.heads * a.head_dim * (2 if a.output_gate else 1)
-            return (queries + a.kv_heads * (a.head_dim + a.v_head_dim) + a.heads * a.v_head_dim) // tp
+            queries = a.heads * a.head_dim // tp
+            keys = max(1, a.kv_heads // tp) * a.head_dim
+            values = max(1, a.kv_heads // tp) * a.v_head_dim
+            made = queries * (2 if a.output_gate else 1) + keys + values
+            mixed = a.heads * a.v_head_dim // tp
+            return max(hidden + made, made + queries + keys + mixed, mixed + hidden, 2 * hidden)
         case LatentAttention() as a:
-            head = 2 * (a.qk_nope_head_dim + a.qk_rope_head_dim) + 2 * a.v_head_dim
-            return a.heads * head // tp + (a.q_lora_rank or 0) + a.kv_lora_rank + a.qk_rope_head_dim
+            latents = (a.q_lora_rank or 0) + a.kv_lora_rank + a.qk_rope_head_dim
+            queries = a.heads * (a.qk_nope_head_dim + a.qk_rope_head_dim) // tp
+            return max(hidden + latents, 2 * latents + queries + a.heads * a.v_head_dim // tp, 2 * hidden)
         case LinearAttention() as a:
-            return 2 * (a.key_heads * a.key_head_dim + 2 * a.value_heads * a.value_head_dim) // tp
+            made = 2 * (a.key_heads * a.key_head_dim + a.value_heads * a.value_head_dim) // tp
+            return max(hidden + made, 2 * made, 2 * hidden)
         case MambaMixer() as a:
-            inner = a.heads * a.head_dim
-            return (3 * inner + 2 * a.groups * a.state_size) // tp
+            inner = a.heads * a.head_dim // tp
+            made = 2 * inner + 2 * a.groups_on_rank(tp) * a.state_size
+            return max(hidden + made, made + 2 * inner, 2 * hidden)
     return 0
 
 
-def _ffn_values(kind: Layer, hidden: int, parallelism: Parallelism) -> int:
-    """Values a token needs in the feed-forward block: the wide product, its activation, the output."""
+def _ffn_values(kind: Layer, hidden: int, tp: int) -> int:
+    """Values a token needs in the feed-forward block, those of the routed experts' kernels apart."""
     match kind.ffn:
         case DenseFfn() as ffn:
-            return _dense_values(ffn.intermediate, ffn.gated, parallelism.tp) + hidden
+            return _dense_values(ffn.intermediate // tp, hidden, gated=ffn.gated)
         case MoeFfn() as ffn:
-            width = _expert_width(ffn, parallelism)
-            row = max(_up_width(width, ffn.gated), ffn.latent or hidden) + width
-            shared = _dense_values(ffn.shared_intermediate, ffn.gated, parallelism.tp)
-            return ffn.experts_per_token * row + shared + hidden
+            beside = 0
+            if ffn.shared_intermediate:
+                beside = _dense_values(ffn.shared_intermediate // tp, hidden, gated=ffn.gated)
+            if ffn.parallel_dense is not None:
+                wide = ffn.parallel_dense
+                beside = max(beside, _dense_values(wide.intermediate // tp, hidden, gated=wide.gated))
+            return hidden + max(beside, ROUTER_VALUES * ffn.experts)
     return 0
 
 
-def _deep_gemm_peak(ffn: MoeFfn, hidden: int, parallelism: Parallelism) -> ForwardPeak:
-    """Two 16-bit workspaces and the fp8 input, each over all routed rows padded per expert.
-
-    vllm/model_executor/layers/fused_moe/deep_gemm_moe.py, workspace_shapes: `M_sum x max(2 I/tp, H)`.
-    """
-    row_values = max(_up_width(_expert_width(ffn, parallelism), ffn.gated), hidden)
-    row_bytes = 2 * row_values * BYTES_PER_VALUE + hidden * FP8_BYTES_PER_VALUE
-    local_experts = -(-ffn.experts // expert_ranks(parallelism)) if parallelism.ep else ffn.experts
-    return ForwardPeak(
-        ffn.experts_per_token * row_bytes + hidden * BYTES_PER_VALUE,
-        local_experts * (EXPERT_BLOCK_ROWS - 1) * row_bytes,
-    )
-
-
-def _dense_values(intermediate: int, gated: bool, tp: int) -> int:
-    return (_up_width(intermediate, gated) + intermediate) // tp
-
-
-def _up_width(intermediate: int, gated: bool) -> int:
-    return (2 if gated else 1) * intermediate
-
-
-def _expert_width(ffn: MoeFfn, parallelism: Parallelism) -> int:
-    """Intermediate width of an expert on one rank: whole with expert parallelism, else a slice."""
-    return ffn.intermediate if parallelism.ep else -(-ffn.intermediate // expert_ranks(parallelism))
+def _dense_values(width: int, hidden: int, *, gated: bool) -> int:
+    """The input and the wide product, then that and its activation, then this and the output."""
+    wide = (2 if gated else 1) * width
+    return max(hidden + wide, wide + width, width + hidden, 2 * hidden)

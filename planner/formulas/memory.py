@@ -1,15 +1,28 @@
 """One GPU's memory as vLLM divides it: weights, profiling peak, CUDA graphs, and the rest for KV cache."""
 
-from math import ceil
+from math import ceil, log2
 from typing import NamedTuple
 
 from planner.domain.base import Frozen
 from planner.domain.deployment import EngineSettings, MemoryBudget, Parallelism
 from planner.domain.evidence import Estimate
 from planner.domain.hardware import Gpu
-from planner.formulas.activations import ActivationShape, ForwardPeak
-from planner.formulas.engine_defaults import EngineRules, capture_limit, capture_sizes, engine_rules
+from planner.formulas.activations import (
+    ActivationShape,
+    Batch,
+    ForwardMemory,
+    latent_context_tokens,
+)
+from planner.formulas.cuda_graphs import graph_bytes, kernels_of_model
+from planner.formulas.encoder import encoder_profile
+from planner.formulas.engine_defaults import capture_limit, capture_sizes
 from planner.formulas.kv_cache import KvLayout
+from planner.formulas.moe_workspace import KernelSite
+from planner.formulas.profile_rules import ProfileRules, fuses_all_reduce, profile_rules
+from planner.formulas.sampler import sampler_state_bytes, sampling_bytes
+
+BLOCK_TABLE_BYTES = 4
+"""One entry."""
 
 
 class MemoryCoefficients(Frozen):
@@ -18,11 +31,17 @@ class MemoryCoefficients(Frozen):
     non_torch_bytes: Estimate
     """Growth outside torch's allocator after the start-up snapshot: kernels loaded, library workspaces."""
     collective_bytes: Estimate
-    """More of it where ranks talk to each other: all-reduce buffers."""
-    cuda_graph_bytes_per_layer: Estimate
-    """One captured step size takes this much in each layer, beside the shared pool."""
+    """More of it for each doubling of the tensor-parallel ranks: NCCL's connections."""
+    fused_all_reduce_bytes: Estimate
+    """More of it where FlashInfer fuses all-reduce and norm: buffers that all ranks see."""
+    cuda_graph_bytes_per_kernel: Estimate
+    """One kernel in one captured graph takes this much, beside the pool that graphs share."""
     overhead_relative_error: float
-    """Half-width of the 90 % interval on everything outside weights and KV cache, as a share of it."""
+    """Half-width of the 90 % interval on everything outside weights and KV cache, as a share of it: models, or a
+    GPU, left out of the fit."""
+    untested_relative_error: float
+    """The same on Model Runner V2, whose like was not measured: how far one generation of releases lies from what
+    another tells."""
     provenance: str
 
 
@@ -49,22 +68,26 @@ def memory_budget(
 
     `KV = ceil(total x gpu_memory_utilization) - resident - peak - CUDA graphs - non-torch growth`
     (vllm/v1/worker/gpu_worker.py, determine_available_memory). CUDA graphs come off it since vLLM 0.20;
-    before, they took what the utilization leaves free.
+    before, they took what the utilization leaves free. A KV cache given in bytes is taken as it is, and what
+    it leaves, or lacks, is outside: vLLM does not look at the utilization then.
 
     Raises:
         InputError: `engine.engine_version` is not a vLLM version.
     """
-    rules = engine_rules(engine.engine_version)
-    requested = min(ceil(card.gpu.memory_bytes * engine.gpu_memory_utilization), card.gpu.memory_bytes)
-    forward = _forward_peak(card)
-    activation = activation_peak_bytes(card, engine, rules)
-    graphs = _cuda_graph_bytes(card, forward, engine, coefficients) if rules.charges_cuda_graphs else 0
-    non_torch = non_torch_bytes(card.parallelism, coefficients)
-    available = requested - sum(resident) - activation - graphs - non_torch
+    total = card.gpu.memory_bytes
+    rules = profile_rules(card.activations.model, engine.engine_version)
+    activation = activation_peak_bytes(card, engine)
+    graphs = cuda_graph_bytes(card, engine, coefficients) if rules.charges_cuda_graphs else 0
+    non_torch = non_torch_bytes(card, engine, coefficients)
+    taken = sum(resident) + activation + graphs + non_torch
+    requested = min(ceil(total * engine.gpu_memory_utilization), total)
+    available = requested - taken
+    if engine.kv_cache_memory_bytes is not None:
+        available = engine.kv_cache_memory_bytes
     limits = (available, engine.max_model_len, engine.max_num_batched_tokens)
     return MemoryBudget(
-        total_bytes=card.gpu.memory_bytes,
-        outside_bytes=card.gpu.memory_bytes - requested,
+        total_bytes=total,
+        outside_bytes=total - taken - available,
         weights_bytes=resident.weights_bytes,
         draft_bytes=resident.draft_bytes,
         lora_bytes=resident.lora_bytes,
@@ -78,28 +101,66 @@ def memory_budget(
         kv_bytes_per_token=float(kv.bytes_per_token),
         max_concurrency=kv.max_concurrency(*limits),
         max_model_len=engine.max_model_len,
-        relative_error=coefficients.overhead_relative_error,
+        request_bytes=kv.reserved_bytes(engine.max_model_len, engine.max_num_batched_tokens),
+        relative_error=(
+            coefficients.untested_relative_error if rules.v2_runner else coefficients.overhead_relative_error
+        ),
     )
 
 
 def kv_tokens_interval(budget: MemoryBudget, kv: KvLayout, engine: EngineSettings) -> tuple[int, int]:
-    """90 % interval of `kv_cache_tokens`, from that of everything outside weights and KV cache [tokens]."""
-    spread_bytes = budget.relative_error * budget.overhead_bytes
+    """90 % interval of `kv_cache_tokens`, from that of everything outside weights and KV cache [tokens].
+
+    A KV cache given in bytes has none.
+    """
+    given = engine.kv_cache_memory_bytes is not None
+    spread_bytes = 0.0 if given else budget.relative_error * budget.overhead_bytes
     limits = (engine.max_model_len, engine.max_num_batched_tokens)
     least = kv.tokens(budget.kv_cache_bytes - spread_bytes, *limits)
     return least, kv.tokens(budget.kv_cache_bytes + spread_bytes, *limits)
 
 
-def activation_peak_bytes(card: Card, engine: EngineSettings, rules: EngineRules) -> int:
-    """Peak of the profiling run above the weights [bytes]: the forward pass or the sampling, not both."""
-    tokens = engine.max_num_batched_tokens
-    sampling = card.activations.sampling_bytes(tokens, engine.max_num_seqs, sorts=rules.sampler_sorts)
-    return max(_forward_peak(card).size_bytes(tokens), sampling)
+def activation_peak_bytes(card: Card, engine: EngineSettings) -> int:
+    """Peak of the profiling run above the weights [bytes].
+
+    The encoder runs first and leaves its outputs; then the language model, which leaves the experts' workspaces
+    and the hidden states; then the sampler (vllm/v1/worker/gpu_model_runner.py, profile_run). Buffers that the
+    runner made before are part of it where the release charges them.
+    """
+    shape, tokens = card.activations, engine.max_num_batched_tokens
+    rules = profile_rules(shape.model, engine.engine_version)
+    batch = Batch(tokens, latent_context_tokens(engine), engine.max_model_len)
+    forward = _forward(card, batch, engine, rules)
+    sampling = sampling_bytes(
+        min(engine.max_num_seqs, tokens),
+        shape.vocab,
+        rules,
+        tp=card.parallelism.tp,
+        sm_count=card.gpu.sm_count or 0,
+        drafts=engine.speculation is not None,
+    )
+    hidden = tokens * shape.hidden_bytes_per_token
+    encoder = encoder_profile(shape.model, engine, tp=card.parallelism.tp)
+    language = forward.kept_bytes + max(forward.passing_bytes, hidden + sampling)
+    peak = max(encoder.peak_bytes, encoder.cached_bytes + language)
+    return peak + (_runner_bytes(card, engine, rules) if rules.charges_free_memory else 0)
 
 
 def cuda_graph_bytes(card: Card, engine: EngineSettings, coefficients: MemoryCoefficients) -> int:
-    """CUDA graphs as vLLM estimates them [bytes]: a pool for the largest step, and a little a graph."""
-    return _cuda_graph_bytes(card, _forward_peak(card), engine, coefficients)
+    """CUDA graphs as vLLM estimates them [bytes]: a pool for the largest step, and a little a kernel."""
+    if engine.enforce_eager:
+        return 0
+    sizes = captured_sizes(card, engine)
+    rules = profile_rules(card.activations.model, engine.engine_version)
+    # The V1 runner captures pieces without attention metadata, as it profiles; the V2 runner with.
+    context = 0 if rules.v2_runner else latent_context_tokens(engine)
+    pool = _forward(card, Batch(max(sizes, default=0), context), engine, rules).passing_bytes
+    return pool + graph_bytes(
+        sizes,
+        kernels_of_model(card.activations.model, card.parallelism),
+        coefficients.cuda_graph_bytes_per_kernel.value,
+        full_up_to=engine.max_num_seqs,
+    )
 
 
 def captured_sizes(card: Card, engine: EngineSettings) -> tuple[int, ...]:
@@ -112,23 +173,42 @@ def captured_sizes(card: Card, engine: EngineSettings) -> tuple[int, ...]:
     )
 
 
-def non_torch_bytes(parallelism: Parallelism, coefficients: MemoryCoefficients) -> int:
+def non_torch_bytes(card: Card, engine: EngineSettings, coefficients: MemoryCoefficients) -> int:
     """Growth outside torch's allocator after the start-up snapshot [bytes]."""
-    collective = coefficients.collective_bytes.value if parallelism.tp > 1 else 0.0
-    return round(coefficients.non_torch_bytes.value + collective)
+    doublings = log2(card.parallelism.tp)
+    grown = coefficients.non_torch_bytes.value + doublings * coefficients.collective_bytes.value
+    if has_fused_all_reduce(card, engine):
+        grown += coefficients.fused_all_reduce_bytes.value
+    return round(grown)
 
 
-def _forward_peak(card: Card) -> ForwardPeak:
-    # On Hopper vLLM runs block-quantised experts through DeepGEMM.
-    return card.activations.forward_deep_gemm if card.gpu.is_hopper else card.activations.forward
+def has_fused_all_reduce(card: Card, engine: EngineSettings) -> bool:
+    """True where this engine fuses all-reduce and norm on this card; eager engines do not compile."""
+    rules = profile_rules(card.activations.model, engine.engine_version)
+    alone = card.parallelism.pp == card.parallelism.dp == 1
+    fuses = fuses_all_reduce(card.gpu, card.parallelism.tp, alone=alone, version=rules.version)
+    return fuses and not engine.enforce_eager
 
 
-def _cuda_graph_bytes(
-    card: Card, forward: ForwardPeak, engine: EngineSettings, coefficients: MemoryCoefficients
-) -> int:
-    if engine.enforce_eager:
-        return 0
-    sizes = captured_sizes(card, engine)
-    layers = -(-card.activations.layers // card.parallelism.pp)
-    pool = forward.size_bytes(sizes[-1]) if sizes else 0
-    return pool + round(len(sizes) * layers * coefficients.cuda_graph_bytes_per_layer.value)
+def _forward(card: Card, batch: Batch, engine: EngineSettings, rules: ProfileRules) -> ForwardMemory:
+    site = KernelSite(
+        compute_capability=card.gpu.compute_capability,
+        version=rules.version,
+        tp=card.parallelism.tp,
+        ep=card.parallelism.ep,
+        dp=card.parallelism.dp,
+        lora=engine.lora is not None,
+    )
+    return card.activations.forward(batch, site)
+
+
+def _runner_bytes(card: Card, engine: EngineSettings, rules: ProfileRules) -> int:
+    """Buffers the runner keeps from start to end: sampler tables, block tables, embeddings of mixed inputs."""
+    shape = card.activations
+    kept = sampler_state_bytes(engine.max_num_seqs, shape.vocab, rules)
+    if not rules.v2_runner:
+        blocks = ceil(engine.max_model_len / engine.block_size)
+        kept += engine.max_num_seqs * blocks * BLOCK_TABLE_BYTES
+    if shape.model.vision is not None:
+        kept += engine.max_num_batched_tokens * shape.hidden_bytes_per_token
+    return kept

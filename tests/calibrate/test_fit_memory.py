@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 
 from planner.calibrate.fit_memory import (
+    NOTHING,
     NOTHING_FITTED,
     StartupLog,
     fit_and_test,
     fit_memory,
+    leave_group_out,
     leave_one_model_out,
     read_startup_logs,
 )
@@ -22,6 +24,8 @@ from planner.domain.deployment import EngineSettings, Parallelism
 from planner.domain.evidence import Estimate
 from planner.formulas.activations import activation_shape
 from planner.formulas.kv_cache import kv_layout
+from planner.formulas.kv_paging import kv_paging
+from planner.formulas.load_target import load_target
 from planner.formulas.memory import Card, MemoryCoefficients, Resident, cuda_graph_bytes, memory_budget
 from planner.formulas.weights import weights_bytes
 
@@ -36,8 +40,10 @@ def exactly(value: float) -> Estimate:
 TRUTH = MemoryCoefficients(
     non_torch_bytes=exactly(GIB),
     collective_bytes=exactly(GIB // 2),
-    cuda_graph_bytes_per_layer=exactly(300_000),
+    fused_all_reduce_bytes=exactly(2 * GIB),
+    cuda_graph_bytes_per_kernel=exactly(30_000),
     overhead_relative_error=0.0,
+    untested_relative_error=0.0,
     provenance="made up",
 )
 
@@ -53,8 +59,9 @@ def log(model_name: str, tp: int, extra_bytes: int = 0, version: str = "0.22.1")
         gpu_memory_utilization=0.92,
         engine_version=version,
     )
-    kv = kv_layout(model, parallelism, engine_version=version)
-    budget = memory_budget(card, Resident(weights_bytes(model, parallelism)), kv, engine, TRUTH)
+    kv = kv_layout(model, parallelism, paging=kv_paging(engine, card.gpu, model))
+    weights = weights_bytes(model, parallelism, load_target(card.gpu, version, engine.max_num_batched_tokens))
+    budget = memory_budget(card, Resident(weights), kv, engine, TRUTH)
     return StartupLog(
         run_id=f"{model_name} {tp} {extra_bytes}",
         model=model,
@@ -69,12 +76,26 @@ def log(model_name: str, tp: int, extra_bytes: int = 0, version: str = "0.22.1")
 
 
 def test_the_fit_finds_what_was_put_in() -> None:
-    logs = [log("Qwen/Qwen3-8B", 1), log("meta-llama/Llama-3.1-8B", 1), log("Qwen/Qwen3-32B", 4)]
+    logs = [
+        log("Qwen/Qwen3-8B", 1),
+        log("meta-llama/Llama-3.1-8B", 1),
+        log("Qwen/Qwen3-32B", 4, version="0.16.0"),
+        log("Qwen/Qwen3-32B", 8, version="0.16.0"),
+        log("Qwen/Qwen3-32B", 4),
+    ]
     fitted = fit_memory(logs, "test")
     assert fitted.non_torch_bytes.value == pytest.approx(GIB, rel=1e-6)
     assert fitted.collective_bytes.value == pytest.approx(GIB / 2, rel=1e-6)
-    assert fitted.cuda_graph_bytes_per_layer.value == pytest.approx(300_000, rel=1e-4)
-    assert fitted.non_torch_bytes.n == 2
+    assert fitted.fused_all_reduce_bytes.value == pytest.approx(2 * GIB, rel=1e-6)
+    assert fitted.cuda_graph_bytes_per_kernel.value == pytest.approx(30_000, rel=1e-4)
+    assert (fitted.non_torch_bytes.n, fitted.collective_bytes.n, fitted.fused_all_reduce_bytes.n) == (4, 2, 1)
+
+
+def test_ranks_alone_tell_what_a_single_gpu_needs() -> None:
+    logs = [log("Qwen/Qwen3-32B", tp, version="0.16.0") for tp in (2, 4, 8)]
+    fitted = fit_memory(logs, "test")
+    assert fitted.non_torch_bytes.value == pytest.approx(GIB, rel=1e-6)
+    assert fitted.collective_bytes.value == pytest.approx(GIB / 2, rel=1e-6)
 
 
 def test_one_odd_run_does_not_move_the_fit_but_widens_it() -> None:
@@ -84,26 +105,31 @@ def test_one_odd_run_does_not_move_the_fit_but_widens_it() -> None:
     assert fitted.high > 2 * GIB
 
 
-def test_without_single_gpu_runs_the_whole_is_one_constant() -> None:
-    fitted = fit_memory([log("Qwen/Qwen3-32B", 4)], "test")
-    assert fitted.non_torch_bytes.value == pytest.approx(1.5 * GIB, rel=1e-6)
-    assert fitted.collective_bytes.value == 0
+def test_with_one_number_of_ranks_the_whole_is_one_constant() -> None:
+    # 1 GiB, two doublings of half a GiB, and 2 GiB where all-reduces are fused
+    fused = fit_memory([log("Qwen/Qwen3-32B", 4, version="0.21.0")], "test")
+    plain = fit_memory([log("Qwen/Qwen3-32B", 4, version="0.16.0")], "test")
+    assert fused.non_torch_bytes.value == pytest.approx(4 * GIB, rel=1e-6)
+    assert plain.non_torch_bytes.value == pytest.approx(2 * GIB, rel=1e-6)
+    assert fused.collective_bytes == plain.collective_bytes == fused.fused_all_reduce_bytes == NOTHING
 
 
-def test_encoders_profiled_by_old_engines_do_not_set_the_constant() -> None:
-    logs = [log("Qwen/Qwen3-8B", 1), log("Qwen/Qwen3-VL-8B-Instruct", 1, 3 * GIB, "0.16.0")]
-    assert fit_memory(logs, "test").non_torch_bytes.n == 1
+def test_encoders_are_part_of_the_fit() -> None:
+    logs = [log("Qwen/Qwen3-8B", 1), log("Qwen/Qwen3-VL-8B-Instruct", 1, version="0.16.0")]
+    fitted = fit_memory(logs, "test").non_torch_bytes
+    assert (fitted.n, fitted.low) == (2, fitted.value)
 
 
 def test_a_perfect_world_is_predicted_without_error() -> None:
     logs = [
         log("Qwen/Qwen3-8B", 1),
         log("meta-llama/Llama-3.1-8B", 1),
-        log("Qwen/Qwen3-32B", 4),
-        log("Qwen/Qwen3-14B", 2),
+        log("Qwen/Qwen3-32B", 4, version="0.16.0"),
+        log("Qwen/Qwen3-14B", 2, version="0.16.0"),
     ]
     errors = leave_one_model_out(logs)
     assert max(map(abs, errors.kv_bytes)) < 1e-4
+    assert leave_group_out(logs, lambda log: log.card.parallelism.tp > 1).weights == errors.weights
     assert max(map(abs, errors.weights)) == 0
 
 
@@ -160,7 +186,7 @@ def test_the_command_writes_what_the_reader_reads(tmp_path: Path, capsys: pytest
     assert main(["fit", "memory", str(table), "--calibration-dir", str(tmp_path)]) == 0
     coefficients = read_memory_coefficients(tmp_path)
     assert coefficients.non_torch_bytes.n == 1
-    assert coefficients.overhead_relative_error > 0
+    assert 0 < coefficients.overhead_relative_error <= coefficients.untested_relative_error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["logs.csv", "memory.json"]
     assert "kv_tokens" in capsys.readouterr().out
 

@@ -58,6 +58,7 @@ def budget(kv_cache_bytes: int, relative_error: float = 0.2) -> MemoryBudget:
         kv_bytes_per_token=10.0,
         max_concurrency=1.0,
         max_model_len=100,
+        request_bytes=1_000,
         relative_error=relative_error,
     )
 

@@ -1,0 +1,93 @@
+"""Memory of CUDA graphs as vLLM estimates it before it sizes the KV cache."""
+
+from functools import lru_cache
+
+from planner.domain.deployment import Parallelism
+from planner.domain.dtypes import WeightDtype
+from planner.domain.model import (
+    GemmRole,
+    LatentAttention,
+    Layer,
+    LinearAttention,
+    MambaMixer,
+    Model,
+    MoeFfn,
+    QkNorm,
+    SoftmaxAttention,
+)
+from planner.formulas.gemms import layer_gemms
+
+SOFTMAX_KERNELS = 5
+"""Norm, rotation, cache write, attention and the sum of its splits."""
+LATENT_KERNELS = 10
+"""Two norms, rotation, two copies, cache write, attention in three parts, the second absorbed product."""
+RECURRENT_KERNELS = 6
+"""Norm, convolution, two for the gates, the recurrence, the gated norm."""
+FFN_KERNELS = 2
+"""Norm and activation."""
+ROUTED_KERNELS = 9
+"""Choosing experts in two, sorting tokens by them in three, two products, activation, weighted sum."""
+SHARED_KERNELS = 2
+"""Activation and addition of the shared expert."""
+LEAST_GRAPH_BYTES = 1 << 20
+"""What vLLM counts for a graph at least."""
+
+
+@lru_cache(maxsize=1024)
+def kernels_of_model(model: Model, parallelism: Parallelism) -> int:
+    """Kernels one rank launches in a step, about: what a CUDA graph of it holds."""
+    kernels = [layer_kernels(model, index, parallelism) for index in range(len(model.layer_kinds))]
+    return -(-sum(kernels[kind] for kind in model.layer_pattern) // parallelism.pp)
+
+
+def layer_kernels(model: Model, kind_index: int, parallelism: Parallelism) -> int:
+    """Kernels of one layer: its products, what lies between them, and all-reduces where ranks talk."""
+    layer = model.layer_kinds[kind_index]
+    products = layer_gemms(model, kind_index, parallelism).gemms
+    quantising = sum(_quantises_apart(layer, product.role) for product in products)
+    blocks = (layer.attention is not None) + (layer.ffn is not None)
+    all_reduces = blocks if parallelism.tp > 1 else 0
+    return len(products) + quantising + _mixer_kernels(layer) + _ffn_kernels(layer) + all_reduces
+
+
+def graph_bytes(sizes: tuple[int, ...], kernels: int, bytes_per_kernel: float, *, full_up_to: int) -> int:
+    """All graphs of these step sizes, without the pool they share [bytes].
+
+    Every size is captured piece by piece, and those of at most `full_up_to` sequences as one graph too; each
+    graph counts as the second largest does (vllm/v1/worker/gpu_model_runner.py, profile_cudagraph_memory).
+    """
+    graphs = graph_count(sizes, full_up_to)
+    return round(graphs * max(LEAST_GRAPH_BYTES, kernels * bytes_per_kernel))
+
+
+def graph_count(sizes: tuple[int, ...], full_up_to: int) -> int:
+    """Graphs captured for these step sizes, in pieces and whole."""
+    return len(sizes) + sum(size <= full_up_to for size in sizes)
+
+
+def _quantises_apart(layer: Layer, role: GemmRole) -> bool:
+    """True where a kernel of its own brings a product's input to fp8 blocks; other formats are fused."""
+    stored = layer.stored(role)
+    return stored is not None and stored.dtype is WeightDtype.FP8_BLOCK
+
+
+def _mixer_kernels(layer: Layer) -> int:
+    match layer.attention:
+        case SoftmaxAttention() as attention:
+            return SOFTMAX_KERNELS + (attention.qk_norm is not QkNorm.NONE)
+        case LatentAttention():
+            return LATENT_KERNELS
+        case LinearAttention() | MambaMixer():
+            return RECURRENT_KERNELS
+    return 0
+
+
+def _ffn_kernels(layer: Layer) -> int:
+    ffn = layer.ffn
+    if ffn is None:
+        return 0
+    if not isinstance(ffn, MoeFfn):
+        return FFN_KERNELS
+    quantising = 2 * _quantises_apart(layer, GemmRole.EXPERTS)
+    shared = SHARED_KERNELS if ffn.shared_intermediate or ffn.parallel_dense is not None else 0
+    return 1 + ROUTED_KERNELS + quantising + shared
