@@ -1,6 +1,8 @@
 """Measures each budget and prints measured, budget and their ratio; nothing fails here, nothing is timed in tests."""
 
+import contextlib
 import csv
+import io
 import resource
 import statistics
 import subprocess
@@ -13,11 +15,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from planner.assemble import Ask, facts_for, question_from
+from planner.assemble.question import Ask, facts_for, question_from
+from planner.catalog.models import bundled_models
+from planner.cli import main as run
 from planner.planning.evaluate import RUNNING_POINTS
 from planner.planning.recommend import recommend
 
 REPEATS = 5
+MEMORY_ROWS = 1000
+MEMORY_ROWS_S = 1.0
 ROWS = 4000
 PLAN = ["plan", "--model", "meta-llama/Llama-3.1-70B", "--weight-dtype", "fp8", "--input-tokens", "1024"]
 PLAN += ["--output-tokens", "256", "--requests-per-s", "10", "--ttft-p95-ms", "2000", "--tpot-p95-ms", "60"]
@@ -62,6 +68,39 @@ def runs_table(path: Path) -> None:
             writer.writerow({**RUN, "gpu": gpu, "tp": (2, 4, 8)[row % 3], "concurrency": 1 + row % 128})
 
 
+def memory_table(path: Path) -> None:
+    """A runs table without traffic over every bundled model, so that memory alone is answered."""
+    models = [model.name for model in bundled_models()]
+    with path.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, ["model", "gpu", "tp", "max_num_batched_tokens"])
+        writer.writeheader()
+        for row in range(MEMORY_ROWS):
+            gpu = ("H100-SXM-80GB", "A100-SXM-80GB", "H200-SXM-141GB", "B200")[row % 4]
+            tokens = 2048 + 16 * (row % 97)
+            model, tp = models[row % len(models)], (1, 2, 4, 8)[row // 7 % 4]
+            writer.writerow({"model": model, "gpu": gpu, "tp": tp, "max_num_batched_tokens": tokens})
+
+
+def memory_rows_s(folder: Path) -> float:
+    """Wall time of `predict` over a table that asks for memory alone, process start included [s]."""
+    source, target = folder / "memory.csv", folder / "out.csv"
+    memory_table(source)
+    return median_s(planner_process("predict", str(source), "--output", str(target)), 3)
+
+
+def memory_answer_s() -> float:
+    """Slowest first `memory` answer of any bundled model, in process: nothing remembered from another [s]."""
+    slowest = 0.0
+    sink = io.StringIO()
+    for model in bundled_models():
+        arguments = ["memory", "--model", model.name, "--gpu", "H100-SXM-80GB", "--tp", "8", "--json"]
+        start = time.perf_counter()
+        with contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
+            run(arguments)
+        slowest = max(slowest, time.perf_counter() - start)
+    return slowest
+
+
 def predict_rows_per_s(folder: Path) -> float:
     """Rows a second of `predict`, process start included."""
     source, target = folder / "runs.csv", folder / "out.csv"
@@ -86,12 +125,15 @@ def main() -> None:
     recommend_s, points_per_s = screened_per_s()
     with tempfile.TemporaryDirectory() as folder:
         rows_per_s = predict_rows_per_s(Path(folder))
+        memory_s = memory_rows_s(Path(folder))
     table = Table("what", "measured", "budget", "measured / budget", title="Budgets")
     for what, value, budget, unit in (
         ("`plan` over the whole catalog, process wall", plan, 2.0, "s"),
         ("`plan`, peak memory", plan_mb, 500.0, "MB"),
         ("`import planner` (start of Python taken off)", imports - bare, 0.5, "s"),
         ("a new recommendation in process (dashboard)", recommend_s, 0.5, "s"),
+        ("`memory` in process, slowest of the bundled models", memory_answer_s(), 0.05, "s"),
+        (f"`predict` of {MEMORY_ROWS:,} rows for memory alone, process wall", memory_s, MEMORY_ROWS_S, "s"),
     ):
         table.add_row(what, f"{value:.3g} {unit}", f"{budget:g} {unit}", f"{value / budget:.2f}")
     table.add_row(

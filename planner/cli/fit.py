@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from planner.assemble import facts_for
+from planner.assemble.question import facts_for
 from planner.calibrate.store import ACCURACY_FILE, write_coefficients
 from planner.catalog.memory_coefficients import FILE_NAME as MEMORY_FILE
 from planner.catalog.paths import default_calibration_dir

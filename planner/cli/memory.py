@@ -1,51 +1,65 @@
 """`memory`: one GPU's memory under one deployment, as vLLM's start-up log would print it."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from planner.assemble import facts_for
+from planner.assemble.deployment import Engine, Formats, deployment, gpu_named, model_files, parallelism_of
+from planner.assemble.logged_deployment import Given
+from planner.assemble.question import facts_for
 from planner.catalog.load import gpus
-from planner.cli.deployment import Engine, Formats, deployment, gpu_named, model_files, parallelism_of
-from planner.cli.memory_report import Room, memory_json, print_memory
+from planner.cli.memory_report import MemoryAnswer, RoomAsked, show_memory
 from planner.cli.memory_solve import Asked, Unknown, show_solution, solve
 from planner.cli.options import (
     AsJson,
+    BlockSize,
     CalibrationDir,
     CsvFile,
-    Dp,
+    DisableHybridKvCacheManager,
+    DraftModel,
+    EnableLora,
+    EnforceEager,
     EngineVersion,
+    ExpertParallel,
+    FullyShardedLoras,
     GpuMemoryGib,
     GpuMemoryUtilization,
+    KvCacheMemoryGib,
     KvFormat,
+    KvOffloadingGib,
+    MaxLoraRank,
+    MaxLoras,
     MaxModelLen,
     MaxNumBatchedTokens,
     MaxNumSeqs,
-    ModelName,
-    Pp,
-    Tp,
+    NoMultimodal,
+    NoPrefixCaching,
+    NumSpeculativeTokens,
     WeightFormat,
 )
-from planner.cli.screen import note, show_json
+from planner.cli.startup_log import show_log
 from planner.domain.base import InputError
 from planner.domain.hardware import Gpu
 from planner.export.atomic import check_outputs
-from planner.export.memory import PART_COLUMNS, part_rows
-from planner.export.table import write_csv
 from planner.planning.predict import size
 from planner.planning.sizing import Sizer
 
 
 def memory(
     *,
-    model: ModelName,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="A bundled name, a Hugging Face id, or the path of a config.json."),
+    ] = None,
     gpu: Annotated[
         str | None,
         typer.Option("--gpu", help="A GPU of `catalog list gpus`; not needed with --solve gpu."),
     ] = None,
-    tp: Tp = 1,
-    pp: Pp = 1,
-    dp: Dp = 1,
+    tp: Annotated[int | None, typer.Option("--tp", help="Tensor-parallel degree; 1 if left out.")] = None,
+    pp: Annotated[int | None, typer.Option("--pp", help="Pipeline-parallel degree; 1 if left out.")] = None,
+    dp: Annotated[int | None, typer.Option("--dp", help="Data-parallel degree; 1 if left out.")] = None,
+    ep: ExpertParallel = False,
     weight_dtype: WeightFormat = "auto",
     kv_dtype: KvFormat = "auto",
     max_model_len: MaxModelLen = None,
@@ -54,6 +68,19 @@ def memory(
     gpu_memory_utilization: GpuMemoryUtilization = None,
     gpu_memory_gib: GpuMemoryGib = None,
     engine_version: EngineVersion = "",
+    enforce_eager: EnforceEager = False,
+    block_size: BlockSize = None,
+    no_prefix_caching: NoPrefixCaching = False,
+    disable_hybrid_kv_cache_manager: DisableHybridKvCacheManager = False,
+    no_multimodal: NoMultimodal = False,
+    kv_cache_memory_gib: KvCacheMemoryGib = None,
+    kv_offloading_gib: KvOffloadingGib = None,
+    enable_lora: EnableLora = False,
+    max_loras: MaxLoras = None,
+    max_lora_rank: MaxLoraRank = None,
+    fully_sharded_loras: FullyShardedLoras = False,
+    draft_model: DraftModel = None,
+    num_speculative_tokens: NumSpeculativeTokens = None,
     context_tokens: Annotated[
         int | None,
         typer.Option("--context-tokens", min=1, help="Say how many sequences of this length are held."),
@@ -65,49 +92,94 @@ def memory(
     unknown: Annotated[
         Unknown | None, typer.Option("--solve", help="Leave this open and answer it directly.")
     ] = None,
+    detail: Annotated[
+        bool, typer.Option("--detail", help="List every tensor and KV group; --csv then holds the tensors.")
+    ] = False,
+    log: Annotated[
+        Path | None,
+        typer.Option(
+            "--log",
+            metavar="FILE",
+            help="Compare a vLLM start-up log (- for standard input) with what is predicted for it; "
+            "other options count before the log.",
+        ),
+    ] = None,
     calibration_dir: CalibrationDir = None,
     csv: CsvFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Divide one GPU's memory as vLLM would."""
-    check_outputs(csv, inputs=model_files(model))
-    cards = _cards(gpu, gpu_memory_gib, unknown)
-    cases = tuple(
-        deployment(
-            model,
-            card,
-            parallelism_of(tp, pp, dp),
-            Formats(weight_dtype, kv_dtype),
-            Engine(
-                max_model_len=max_model_len,
-                max_num_seqs=max_num_seqs,
-                max_num_batched_tokens=max_num_batched_tokens,
-                gpu_memory_utilization=gpu_memory_utilization,
-                engine_version=engine_version,
-            ),
+    read = [path for name in (model, draft_model) if name is not None for path in model_files(name)]
+    check_outputs(csv, inputs=(*read, *([log] if log is not None else ())))
+    facts = facts_for(calibration_dir=calibration_dir)
+    if log is not None:
+        if unknown is not None or detail:
+            raise InputError("--log stands alone: give no --solve and no --detail")
+        given = Given(
+            model=model,
+            gpu=gpu,
+            gpu_memory_gib=gpu_memory_gib,
+            tp=tp,
+            pp=pp,
+            dp=dp,
+            weight_dtype=_unless_auto(weight_dtype),
+            kv_dtype=_unless_auto(kv_dtype),
+            max_model_len=max_model_len,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            gpu_memory_utilization=gpu_memory_utilization,
+            engine_version=engine_version or None,
         )
-        for card in cards
+        show_log(log, given, facts=facts, csv=csv, as_json=as_json)
+        return
+    if model is None:
+        raise InputError(
+            "--model is missing: a bundled name, a Hugging Face id, or the path of a config.json"
+        )
+    engine = Engine(
+        max_model_len=max_model_len,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        gpu_memory_utilization=gpu_memory_utilization,
+        enforce_eager=enforce_eager,
+        engine_version=engine_version,
+        block_size=block_size,
+        prefix_caching=not no_prefix_caching,
+        hybrid_kv_cache_manager=not disable_hybrid_kv_cache_manager,
+        multimodal=not no_multimodal,
+        kv_cache_memory_gib=kv_cache_memory_gib,
+        kv_offloading_gib=kv_offloading_gib,
+        enable_lora=enable_lora,
+        max_loras=max_loras,
+        max_lora_rank=max_lora_rank,
+        fully_sharded_loras=fully_sharded_loras,
+        draft_model=draft_model,
+        num_speculative_tokens=num_speculative_tokens,
     )
-    sizer = Sizer(facts_for(calibration_dir=calibration_dir))
+    parallelism = parallelism_of(*(1 if degree is None else degree for degree in (tp, pp, dp)), ep=ep)
+    formats = Formats(weight_dtype, kv_dtype)
+    cards = _cards(gpu, gpu_memory_gib, unknown)
+    cases = tuple(deployment(model, card, parallelism, formats, engine) for card in cards)
+    sizer = Sizer(facts)
     if unknown is not None:
+        if detail:
+            raise InputError("--solve and --detail are two questions: give one of them")
         asked = Asked(unknown, cases, context_tokens, batch)
         solution = solve(asked, sizer)
         show_solution(asked, solution, csv=csv, as_json=as_json)
-        if solution.value is None:
-            raise typer.Exit(1)
-        return
-    (case,) = cases
-    sized = size(case, sizer)
-    room = Room(case, sized, context_tokens=context_tokens, batch=batch)
-    if csv is not None:
-        write_csv(csv, PART_COLUMNS, part_rows(sized.budget) if sized.budget else [])
-        note(f"wrote {csv}")
-    if as_json:
-        show_json(memory_json(case, sized, sizer, room))
+        works = solution.value is not None
     else:
-        print_memory(case, sized, sizer, room)
-    if sized.refusal is not None:
+        (case,) = cases
+        room = RoomAsked(context_tokens or case.engine.max_model_len, batch or case.engine.max_num_seqs)
+        answer = MemoryAnswer(case, size(case, sizer), room)
+        works = answer.sized.refusal is None
+        show_memory(answer, sizer, detail=detail, csv=csv, as_json=as_json)
+    if not works:
         raise typer.Exit(1)
+
+
+def _unless_auto(name: str) -> str | None:
+    return None if name.strip().lower() in ("", "auto") else name
 
 
 def _cards(gpu: str | None, memory_gib: float | None, unknown: Unknown | None) -> tuple[Gpu, ...]:

@@ -1,19 +1,25 @@
 """The memory of one deployment on the screen: the card, what vLLM would log, and what would give more room."""
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
 
-from planner.cli.screen import Json, note, records, say, show_table
+from planner.cli.memory_detail import Detail
+from planner.cli.screen import Json, note, records, say, show_json, show_table
 from planner.domain.deployment import MemoryBudget
 from planner.domain.units import bytes_to_gib
 from planner.export.format import count, number, percent
 from planner.export.memory import DEPLOYMENT_COLUMNS, PART_COLUMNS, deployment_row, memory_parts, part_rows
+from planner.export.table import write_csv
+from planner.formulas.engine_defaults import parse_version
+from planner.formulas.engine_rules_text import named_rules
+from planner.formulas.kv_offload import host_cache
 from planner.formulas.memory import kv_tokens_interval
 from planner.planning.memory_questions import (
     Change,
     changes,
     longest_context,
     sequences_held,
-    shortfall_bytes,
     smallest_tp,
 )
 from planner.planning.predict import Case, Sized
@@ -33,63 +39,103 @@ MARKS = {
 """What stands for each part of a card in the bar."""
 
 
-class Room:
-    """How many sequences of which length the KV cache holds, for the lengths and batches asked about."""
+class RoomAsked(NamedTuple):
+    """The length and the batch for which the room in the KV cache is told."""
 
-    def __init__(self, case: Case, sized: Sized, *, context_tokens: int | None, batch: int | None) -> None:
-        self.context_tokens = context_tokens or case.engine.max_model_len
-        self.batch = batch or case.engine.max_num_seqs
-        self.largest_batch = sequences_held(sized, self.context_tokens)
-        self.longest_context_tokens = longest_context(case, sized, self.batch)
-
-    def lines(self) -> tuple[str, str]:
-        """The two answers in words."""
-        return (
-            f"Largest batch at {self.context_tokens:,} tokens a sequence: {self.largest_batch:,}",
-            f"Longest sequences at a batch of {self.batch:,}: {count(self.longest_context_tokens, 'token')} each",
-        )
-
-    def json(self) -> dict[str, Json]:
-        """The same for a program."""
-        return {
-            "context_tokens": self.context_tokens,
-            "largest_batch": self.largest_batch,
-            "batch": self.batch,
-            "longest_context_tokens": self.longest_context_tokens,
-        }
+    context_tokens: int
+    batch: int
 
 
-def memory_json(case: Case, sized: Sized, sizer: Sizer, room: Room) -> dict[str, Json]:
+class MemoryAnswer(NamedTuple):
+    """One deployment, what its card holds, and what is asked about the room in it."""
+
+    case: Case
+    sized: Sized
+    room: RoomAsked
+
+
+def show_memory(answer: MemoryAnswer, sizer: Sizer, *, detail: bool, csv: Path | None, as_json: bool) -> None:
+    """Prints and writes an answer; with `detail` tensor by tensor."""
+    tensors = Detail(answer.case, answer.sized) if detail else None
+    budget = answer.sized.budget
+    if csv is not None:
+        if tensors is not None:
+            tensors.write(csv)
+        else:
+            write_csv(csv, PART_COLUMNS, part_rows(budget) if budget else [])
+        note(f"wrote {csv}")
+    if as_json:
+        show_json(memory_json(answer, sizer) | (tensors.json() if tensors else {}))
+        return
+    _print(answer, sizer)
+    if tensors is not None:
+        tensors.show()
+
+
+def memory_json(answer: MemoryAnswer, sizer: Sizer) -> dict[str, Json]:
     """The whole answer as one JSON object."""
-    budget, refusal = sized.budget, sized.refusal
+    case, sized, room = answer
+    budget, refusal, engine = sized.budget, sized.refusal, case.engine
     return {
         **_deployment_json(case),
         "fits": refusal is None,
         "reason": refusal.reason if refusal else None,
         "parts": records(PART_COLUMNS, part_rows(budget) if budget else []),
         **(_budget_json(case, sized, budget) if budget else {}),
-        **room.json(),
+        "context_tokens": room.context_tokens,
+        "largest_batch": sequences_held(sized, room.context_tokens),
+        "batch": room.batch,
+        "longest_context_tokens": longest_context(case, sized, room.batch),
+        **_host_json(case, sized),
         "smallest_tp_that_fits": smallest_tp(case, sizer),
         "changes": [_change_json(change) for change in changes(case, sizer)],
+        "engine_rules": list(named_rules(case.model, case.gpu, engine, case.kv_dtype)),
     }
 
 
-def print_memory(case: Case, sized: Sized, sizer: Sizer, room: Room) -> None:
+def _print(answer: MemoryAnswer, sizer: Sizer) -> None:
     """The card as a table and a bar, the lines vLLM would log, and what helps where it does not fit."""
+    case, sized, _ = answer
     if sized.budget is not None:
         _print_card(case, sized.budget)
         if sized.refusal is None:
             _print_logged(case, sized, sized.budget)
-            for line in room.lines():
-                say(line)
+            _print_room(answer)
     if sized.refusal is not None:
         say(f"Does not start: {sized.refusal.reason}.")
         if sized.budget is not None:
-            say(f"{number(bytes_to_gib(shortfall_bytes(case, sized)))} GiB per GPU are missing.")
+            say(f"{number(bytes_to_gib(sized.budget.shortfall_bytes))} GiB per GPU are missing.")
     least = smallest_tp(case, sizer)
     say(f"The smallest TP that fits is {least}." if least else "No tensor-parallel degree up to 64 fits.")
     if sized.refusal is not None:
         _print_changes(changes(case, sizer))
+    say()
+    say(f"Rules of vLLM {parse_version(case.engine.engine_version)}:")
+    for rule in named_rules(case.model, case.gpu, case.engine, case.kv_dtype):
+        say(f"  {rule}")
+
+
+def _print_room(answer: MemoryAnswer) -> None:
+    """How many sequences of which length the KV cache holds, on the card and on the host."""
+    case, sized, room = answer
+    held = sequences_held(sized, room.context_tokens)
+    longest = longest_context(case, sized, room.batch)
+    say(f"Largest batch at {room.context_tokens:,} tokens a sequence: {held:,}")
+    say(f"Longest sequences at a batch of {room.batch:,}: {count(longest, 'token')} each")
+    for name, value in _host_json(case, sized).items():
+        say(f"{name.replace('_', ' ')}: {number(value) if isinstance(value, float) else f'{value:,}'}")
+
+
+def _host_json(case: Case, sized: Sized) -> dict[str, int | float]:
+    """What host memory holds of the KV cache, where it is offloaded."""
+    if not case.engine.kv_offload_bytes or sized.placed is None:
+        return {}
+    host = host_cache(case.model, sized.placed.kv, case.parallelism, case.engine)
+    return {
+        "offloaded_blocks": host.blocks,
+        "offloaded_tokens": host.tokens,
+        "host_memory_gib_per_gpu": bytes_to_gib(host.bytes_per_rank),
+    }
 
 
 def bar(budget: MemoryBudget) -> str:
@@ -143,7 +189,7 @@ def _budget_json(case: Case, sized: Sized, budget: MemoryBudget) -> dict[str, Js
         "block_size": budget.block_size,
         "max_concurrency": budget.max_concurrency,
         "max_model_len": budget.max_model_len,
-        "shortfall_gib": bytes_to_gib(shortfall_bytes(case, sized)),
+        "shortfall_gib": bytes_to_gib(budget.shortfall_bytes),
     }
 
 
@@ -188,7 +234,7 @@ def _print_logged(case: Case, sized: Sized, budget: MemoryBudget) -> None:
 
 def _print_changes(found: Sequence[Change]) -> None:
     rows = [
-        [change.what, change.flags, *deployment_cells(change.case, change.sized)]
+        [change.what, change.flags, *deployment_cells(change.sized)]
         for change in sorted(found, key=lambda change: change.sized.refusal is not None)
     ]
     if rows:
@@ -198,16 +244,15 @@ def _print_changes(found: Sequence[Change]) -> None:
 DEPLOYMENT_HEADERS = ("weights GiB", "KV GiB", "KV tokens", "concurrency", "missing GiB")
 
 
-def deployment_cells(case: Case, sized: Sized) -> list[str]:
+def deployment_cells(sized: Sized) -> list[str]:
     """What tells deployments apart once the change is named (`DEPLOYMENT_HEADERS`)."""
     budget = sized.budget
     if budget is None:
         return ["", "", "", "", ""]
-    missing = shortfall_bytes(case, sized)
     return [
         number(budget.weights_gib),
         number(bytes_to_gib(budget.kv_cache_bytes)),
         f"{budget.kv_cache_tokens:,}",
         f"{budget.max_concurrency:.2f}",
-        number(bytes_to_gib(missing)) if missing else "",
+        "" if budget.fits else number(bytes_to_gib(budget.shortfall_bytes)),
     ]

@@ -73,7 +73,7 @@ def show_solution(asked: Asked, solution: Solution, *, csv: Path | None, as_json
             str(case.parallelism.tp),
             f"{case.engine.max_model_len:,}",
             f"{case.engine.max_num_seqs:,}",
-            *deployment_cells(case, sized),
+            *deployment_cells(sized),
         ]
         for case, sized in solution.options
         if sized.budget is not None

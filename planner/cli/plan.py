@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from planner.assemble import Ask
+from planner.assemble.question import Ask
 from planner.cli.options import AsJson, CalibrationDir
 from planner.cli.plan_answer import DEFAULT_TOP, Outputs, answer
 from planner.cli.question_file import merged

@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from planner.assemble import AUTO, Ask
+from planner.assemble.question import AUTO, Ask
 from planner.cli.screen import note, say, show_table
 from planner.domain.dtypes import KvDtype
 from planner.domain.evidence import Accuracy

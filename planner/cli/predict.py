@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from planner.assemble import facts_for
+from planner.assemble.question import facts_for
 from planner.catalog.nearest import unknown
 from planner.cli.options import AsJson, CalibrationDir
 from planner.cli.outcomes import batches, outcomes

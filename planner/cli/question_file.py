@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from planner.assemble import Ask
+from planner.assemble.question import Ask
 from planner.catalog.nearest import shown, unknown
 from planner.catalog.table import read_text
 from planner.domain.base import InputError

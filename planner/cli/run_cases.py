@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 from pydantic import ValidationError
 
-from planner.assemble import first_problem, kv_dtype_named, weight_dtype_named
+from planner.assemble.deployment import Engine, engine_settings, gpu_named, parallelism_of
+from planner.assemble.question import first_problem, kv_dtype_named, weight_dtype_named
 from planner.catalog.models import load_model
 from planner.catalog.nearest import shown, unknown
-from planner.cli.deployment import Engine, engine_settings, gpu_named, parallelism_of
 from planner.domain.base import InputError
 from planner.domain.hardware import Gpu
 from planner.domain.model import Model

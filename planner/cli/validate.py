@@ -9,7 +9,7 @@ from typing import Annotated, NamedTuple
 
 import typer
 
-from planner.assemble import facts_for
+from planner.assemble.question import facts_for
 from planner.cli.error_table import Checked, ErrorRow, check, error_rows
 from planner.cli.options import AsJson, CalibrationDir
 from planner.cli.outcomes import batches, outcomes

@@ -6,7 +6,6 @@ from planner.domain.deployment import MemoryBudget
 from planner.domain.units import bytes_to_gib
 from planner.export.table import Cell
 from planner.formulas.kv_cache import resolve_kv_dtype
-from planner.planning.memory_questions import shortfall_bytes
 from planner.planning.predict import Case, Sized
 
 PART_COLUMNS = ("part", "gib", "share_ratio")
@@ -76,6 +75,6 @@ def deployment_row(case: Case, sized: Sized) -> tuple[Cell, ...]:
         bytes_to_gib(budget.kv_cache_bytes) if budget else None,
         budget.kv_cache_tokens if budget else None,
         budget.max_concurrency if budget else None,
-        bytes_to_gib(shortfall_bytes(case, sized)) if budget else None,
+        bytes_to_gib(budget.shortfall_bytes) if budget else None,
         refusal.reason if refusal else None,
     )

@@ -31,15 +31,6 @@ class Change(NamedTuple):
     sized: Sized
 
 
-def shortfall_bytes(case: Case, sized: Sized) -> int:
-    """What one GPU lacks for one request of `max_model_len` tokens [bytes]; 0 where it fits."""
-    if sized.placed is None or sized.budget is None:
-        return 0
-    engine = case.engine
-    need_bytes = sized.placed.kv.reserved_bytes(engine.max_model_len, engine.max_num_batched_tokens)
-    return max(0, need_bytes - sized.budget.kv_cache_bytes)
-
-
 def sequences_held(sized: Sized, context_tokens: int) -> int:
     """Running sequences of this length that the KV cache holds at once.
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import streamlit as st
 
-from planner.assemble import Ask, ask_from, facts_for, question_from
+from planner.assemble.question import Ask, ask_from, facts_for, question_from
 from planner.catalog.models import load_model
 from planner.domain.base import InputError
 from planner.domain.model import Model

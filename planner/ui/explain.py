@@ -4,11 +4,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from planner.domain.deployment import EngineSettings
 from planner.domain.dtypes import KV_BYTES
 from planner.domain.model import LatentAttention, Model, SoftmaxAttention
 from planner.domain.plan import Candidate, Plan, Question
 from planner.domain.units import HOURS_PER_MONTH, bytes_to_gib
 from planner.formulas.kv_cache import kv_parts, resolve_kv_dtype
+from planner.formulas.kv_paging import kv_paging
 from planner.formulas.step import GRID_TOKENS, StepTable, decode_step_s, mixed_step_s, stack
 from planner.formulas.weights import weight_tensors
 from planner.planning.candidates import cluster_of
@@ -37,7 +39,7 @@ def explain(plan: Plan, question: Question, facts: Facts) -> tuple[Line, ...]:
     placed = placed_replica(plan, question, facts)
     table = stack([Sizer(facts).step(placed)])
     return (
-        weights_line(placed),
+        weights_line(placed, plan.engine),
         kv_per_token_line(placed),
         kv_tokens_line(plan),
         step_line(plan, question, table),
@@ -57,20 +59,26 @@ def variant_of(candidate: Candidate, question: Question) -> Model:
 def placed_replica(plan: Plan, question: Question, facts: Facts) -> Placed:
     """The plan's replica with its weights, KV layout and coefficients."""
     candidate = plan.candidate
+    model, gpu = variant_of(candidate, question), facts.gpus[candidate.instance.gpu]
     placed = Sizer(facts).place(
-        variant_of(candidate, question),
-        facts.gpus[candidate.instance.gpu],
+        model,
+        gpu,
         candidate.parallelism,
         kv_dtype=candidate.kv_dtype,
         cluster=cluster_of(candidate.instance, candidate.parallelism),
+        paging=kv_paging(plan.engine, gpu, model, candidate.kv_dtype),
     )
     assert isinstance(placed, Placed)
     return placed
 
 
-def weights_line(placed: Placed) -> Line:
+def weights_line(placed: Placed, engine: EngineSettings) -> Line:
     """Weight bytes of the fullest rank, by the group of tensors they belong to."""
-    ranks = [weight_tensors(placed.model, placed.parallelism, rank) for rank in range(placed.parallelism.pp)]
+    target = placed.target._replace(batched_tokens=engine.max_num_batched_tokens)
+    ranks = [
+        weight_tensors(placed.model, placed.parallelism, rank, target=target)
+        for rank in range(placed.parallelism.pp)
+    ]
     fullest = max(ranks, key=lambda tensors: sum(tensor.size_bytes for tensor in tensors))
     groups: dict[str, int] = {}
     for tensor in fullest:
@@ -90,7 +98,7 @@ def weights_line(placed: Placed) -> Line:
 
 def kv_per_token_line(placed: Placed) -> Line:
     """Growth of the cache by one token of one sequence, by what the layers keep."""
-    parts = kv_parts(placed.model, placed.parallelism, placed.kv_dtype)
+    parts = kv_parts(placed.model, placed.parallelism, placed.kv_dtype, paging=placed.paging)
     growing = [part for part in parts if part.bytes_per_token]
     per_token = sum(part.bytes_per_token for part in growing)
     numbers = " + ".join(
@@ -110,7 +118,7 @@ def kv_per_token_line(placed: Placed) -> Line:
 
 
 def _kv_formula(placed: Placed) -> str:
-    value_bytes = KV_BYTES[resolve_kv_dtype(placed.model, placed.kv_dtype)]
+    value_bytes = KV_BYTES[resolve_kv_dtype(placed.model, placed.kv_dtype, placed.paging.engine_version)]
     attentions = {kind.attention for kind in placed.model.layer_kinds if kind.attention is not None}
     attention = next(iter(attentions)) if len(attentions) == 1 else None
     if isinstance(attention, SoftmaxAttention):

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import streamlit as st
 
-from planner.assemble import ANY, AUTO
+from planner.assemble.question import ANY, AUTO
 from planner.catalog.load import find_preset, presets
 from planner.catalog.models import bundled_models
 from planner.domain.base import InputError

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from planner.assemble import facts_for
+from planner.assemble.question import facts_for
 from planner.calibrate import operators
 from planner.calibrate.store import operators_path, read_coefficients
 from planner.catalog.paths import shipped_calibration_dir

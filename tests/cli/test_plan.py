@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from planner.assemble import Ask, facts_for
+from planner.assemble.question import Ask, facts_for
 from planner.catalog.load import prices
 from planner.cli.plan_report import RELAX
 from planner.domain.evidence import Basis

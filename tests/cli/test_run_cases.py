@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from planner.assemble import facts_for
+from planner.assemble.question import facts_for
 from planner.cli.predict import write_predictions
 from planner.cli.run_cases import KNOWN_COLUMNS
 from planner.planning.facts import Facts

@@ -6,7 +6,7 @@ from functools import cache
 import pandas as pd
 import pytest
 
-from planner.assemble import ask_from, facts_for, question_from
+from planner.assemble.question import ask_from, facts_for, question_from
 from planner.catalog.models import load_model
 from planner.domain.plan import Recommendation
 from planner.export.recommendation import (

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner.assemble import facts_for
+from planner.assemble.question import facts_for
 from planner.catalog.models import load_model
 from planner.domain.deployment import Parallelism
 from planner.domain.dtypes import KvDtype

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from planner.assemble import ask_from, facts_for, question_from
+from planner.assemble.question import ask_from, facts_for, question_from
 from planner.cli.question_file import merged
 from planner.planning.recommend import recommend
 

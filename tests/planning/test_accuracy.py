@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from planner.assemble import facts_for
+from planner.assemble.question import facts_for
 from planner.cli import main
 from planner.domain.evidence import Basis
 

@@ -5,7 +5,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from planner.assemble import facts_for
+from planner.assemble.question import facts_for
 from planner.catalog.load import find_gpu
 from planner.catalog.models import load_model
 from planner.domain.deployment import EngineSettings, Parallelism

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from planner.assemble import ask_from, facts_for, question_from
+from planner.assemble.question import ask_from, facts_for, question_from
 from planner.catalog.paths import data_dir
 from planner.cli.question_file import read_question
 from planner.planning.recommend import recommend, shortlist

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from planner.assemble import Ask, ask_from, facts_for, question_from
+from planner.assemble.question import Ask, ask_from, facts_for, question_from
 from planner.domain.base import InputError
 from planner.domain.hardware import Purchase
 from planner.domain.plan import Bottleneck, Recommendation

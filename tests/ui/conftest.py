@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from planner.assemble import ask_from, facts_for, question_from
+from planner.assemble.question import ask_from, facts_for, question_from
 from planner.catalog.models import load_model
 from planner.catalog.paths import app_path
 from planner.planning.recommend import recommend

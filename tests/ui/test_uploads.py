@@ -1,4 +1,4 @@
-from planner.assemble import facts_for
+from planner.assemble.question import facts_for
 from planner.ui.uploads import PRICE_TEMPLATE, is_kept, kept, without_folder
 
 

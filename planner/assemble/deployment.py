@@ -5,17 +5,20 @@ from typing import NamedTuple
 
 from pydantic import ValidationError
 
-from planner.assemble import first_problem, kv_dtype_named, weight_dtype_named
+from planner.assemble.question import first_problem, kv_dtype_named, weight_dtype_named
 from planner.catalog.load import find_gpu
 from planner.catalog.models import load_model
 from planner.domain.base import InputError
-from planner.domain.deployment import EngineSettings, Parallelism
+from planner.domain.deployment import EngineSettings, LoraSlots, Parallelism, Speculation
 from planner.domain.hardware import Gpu
 from planner.domain.model import Model
 from planner.domain.units import gib_to_bytes
 from planner.formulas.engine_defaults import engine_rules, server_defaults
 from planner.planning.predict import Case
-from planner.planning.sizing import check_length
+from planner.planning.sizing import check_extras, check_length
+
+MAX_MEMORY_GIB = 100_000
+"""More than any host has; larger is a slip of the pen."""
 
 
 class Engine(NamedTuple):
@@ -28,13 +31,26 @@ class Engine(NamedTuple):
     enforce_eager: bool = False
     async_scheduling: bool | None = None
     engine_version: str = ""
+    block_size: int | None = None
+    prefix_caching: bool = True
+    hybrid_kv_cache_manager: bool = True
+    multimodal: bool = True
+    kv_cache_memory_gib: float | None = None
+    kv_offloading_gib: float | None = None
+    enable_lora: bool = False
+    max_loras: int | None = None
+    max_lora_rank: int | None = None
+    fully_sharded_loras: bool = False
+    draft_model: str | None = None
+    num_speculative_tokens: int | None = None
 
 
 def engine_settings(given: Engine, model: Model, gpu: Gpu) -> EngineSettings:
     """The flags that the server would run with.
 
     Raises:
-        InputError: a flag is out of range, or the version is not one of vLLM.
+        InputError: a flag is out of range or lacks its partner, the draft model is unknown, or the version is
+            not one of vLLM.
     """
     defaults = server_defaults(gpu, given.engine_version)
     tokens = _given(given.max_num_batched_tokens, defaults.max_num_batched_tokens)
@@ -55,11 +71,51 @@ def engine_settings(given: Engine, model: Model, gpu: Gpu) -> EngineSettings:
                 if given.async_scheduling is None
                 else given.async_scheduling
             ),
-            block_size=defaults.block_size,
+            block_size=_given(given.block_size, defaults.block_size),
             engine_version=given.engine_version,
+            enable_prefix_caching=given.prefix_caching,
+            hybrid_kv_cache_manager=given.hybrid_kv_cache_manager,
+            multimodal=given.multimodal,
+            kv_cache_memory_bytes=_bytes_of("kv_cache_memory_gib", given.kv_cache_memory_gib),
+            kv_offload_bytes=_bytes_of("kv_offloading_gib", given.kv_offloading_gib) or 0,
+            lora=_lora(given),
+            speculation=_speculation(given),
         )
     except ValidationError as error:
         raise InputError(first_problem(error)) from None
+
+
+def _lora(given: Engine) -> LoraSlots | None:
+    if not given.enable_lora:
+        if given.max_loras is not None or given.max_lora_rank is not None or given.fully_sharded_loras:
+            raise InputError(
+                "max_loras, max_lora_rank and fully_sharded_loras need enable_lora, which is not given"
+            )
+        return None
+    defaults = LoraSlots()
+    return LoraSlots(
+        max_loras=_given(given.max_loras, defaults.max_loras),
+        max_lora_rank=_given(given.max_lora_rank, defaults.max_lora_rank),
+        fully_sharded=given.fully_sharded_loras,
+    )
+
+
+def _speculation(given: Engine) -> Speculation | None:
+    if (given.draft_model is None) != (given.num_speculative_tokens is None):
+        raise InputError("draft_model and num_speculative_tokens must be given together")
+    if given.draft_model is None or given.num_speculative_tokens is None:
+        return None
+    return Speculation(
+        draft=load_model(given.draft_model), num_speculative_tokens=given.num_speculative_tokens
+    )
+
+
+def _bytes_of(name: str, size_gib: float | None) -> int | None:
+    if size_gib is None:
+        return None
+    if not 0 < size_gib <= MAX_MEMORY_GIB:
+        raise InputError(f"{name} must be above 0 and at most {MAX_MEMORY_GIB:,}, got {size_gib:g}")
+    return gib_to_bytes(size_gib)
 
 
 def _given(value: int | None, otherwise: int) -> int:
@@ -105,11 +161,12 @@ def deployment(model: str, gpu: Gpu, parallelism: Parallelism, formats: Formats,
     """A deployment without traffic, for questions about memory.
 
     Raises:
-        InputError: an unknown name, a value out of range, or a length that vLLM refuses.
+        InputError: an unknown name, a value out of range, or a length, adapters or a draft that vLLM refuses.
     """
     loaded = load_model(model, weight_dtype=weight_dtype_named(formats.weight))
     settings = engine_settings(engine, loaded, gpu)
     check_length(settings.max_model_len, loaded)
+    check_extras(loaded, parallelism, settings)
     return Case(
         model=loaded,
         gpu=gpu,
