@@ -163,10 +163,21 @@ class MoeFfn(Frozen):
 Ffn = Annotated[DenseFfn | MoeFfn, Field(discriminator="kind")]
 
 
+class QuantMethod(StrEnum):
+    """Who stored the weights, where vLLM keeps more beside them than their format says."""
+
+    OTHER = "other"
+    COMPRESSED_TENSORS = "compressed-tensors"
+    FP8 = "fp8"
+    MODELOPT = "modelopt"
+
+
 class Quantization(Frozen):
     """How a linear layer's weights are stored when not in the model's own dtype."""
 
     dtype: WeightDtype
+    method: QuantMethod = QuantMethod.OTHER
+    """The family of the checkpoint's `quant_method`."""
     group_size: int | None = None
     """Weights that share one scale along the input dimension; None: one scale a channel or tensor."""
     per_tensor_scale: bool = False
@@ -196,12 +207,108 @@ class Layer(Frozen):
         return next((how for module, how in self.quantized if module is role), None)
 
 
-class VisionTower(Frozen):
-    """The encoder of a multimodal checkpoint, as far as memory is concerned."""
+class TowerFamily(StrEnum):
+    """Whose image processor and forward pass a vision tower has; decides what the engine profiles."""
 
-    parameters: NonNegative
-    """Parameters in the model's dtype, on every rank or split as `sharded` says."""
-    sharded: bool = True
+    GEMMA3 = "gemma3"
+    GEMMA4 = "gemma4"
+    KIMI_K25 = "kimi_k25"
+    LLAMA4 = "llama4"
+    PIXTRAL = "pixtral"
+    QWEN2_VL = "qwen2_vl"
+    QWEN2_5_VL = "qwen2_5_vl"
+    QWEN3_VL = "qwen3_vl"
+
+
+class TowerSplit(StrEnum):
+    """How tensor-parallel ranks share a product of a vision tower."""
+
+    WHOLE = "whole"
+    COLUMN = "column"
+    """Outputs are split, and the bias with them."""
+    ROW = "row"
+    """Inputs are split; the bias is whole."""
+
+
+class TowerLinear(Frozen):
+    """A product of a vision tower outside its blocks: patch embedding, merger, projector."""
+
+    name: str
+    inputs: Positive
+    outputs: Positive
+    split: TowerSplit = TowerSplit.WHOLE
+    bias: bool = False
+    copies: Positive = 1
+
+
+class TowerVector(Frozen):
+    """Learned numbers of a vision tower outside products, whole on every rank: norms, position tables."""
+
+    name: str
+    values: NonNegative
+
+
+class TowerBlock(Frozen):
+    """One transformer block of a vision tower: attention and a feed-forward block, split over the ranks."""
+
+    intermediate: Positive
+    gated: bool = False
+    attention_bias: bool = True
+    mlp_bias: bool = False
+    norm_values: NonNegative
+    """Of all its norms together."""
+
+
+class RotaryTable(Frozen):
+    """Cosines and sines of rotary positions; layers with the same table share it."""
+
+    rows: Positive
+    """Positions."""
+    width: Positive
+    """Rotated dimensions of a head."""
+    fp32: bool = False
+    """Kept in fp32 instead of the model's dtype."""
+
+
+class VisionTower(Frozen):
+    """The encoder of a multimodal checkpoint, with what brings its output to the language model's width."""
+
+    family: TowerFamily
+    hidden: Positive
+    heads: Positive
+    kv_heads: Positive | None = None
+    """None: as many as heads."""
+    head_dim: Positive | None = None
+    """None: hidden / heads."""
+    layers: Positive
+    block: TowerBlock
+    linears: tuple[TowerLinear, ...]
+    vectors: tuple[TowerVector, ...]
+    replicated: bool = False
+    """Whole on every rank, blocks too, since vLLM runs the class of the transformers library (Gemma 4)."""
+    patch_size: Positive
+    """Pixels on a side."""
+    patch_values: Positive
+    """Numbers one patch is made of: channels x frames x pixels."""
+    merge_size: Positive = 1
+    """Patches on a side that become one token of the language model."""
+    image_patches: Positive | None = None
+    """Patches of one image or tile; None: images keep their size, within the processor's limits."""
+    image_tokens: Positive | None = None
+    """Tokens of one image or tile in the language model; None as above."""
+    output_width: Positive
+    """Values the engine keeps for each token until it is used."""
+    deepstack_layers: NonNegative = 0
+    """Blocks whose features also enter the language model (Qwen3-VL)."""
+
+
+class OuterTensor(StrEnum):
+    """What stands before and after the decoder layers."""
+
+    EMBEDDING = "embedding"
+    """Learned positions among it."""
+    FINAL_NORM = "final_norm"
+    HEAD = "head"
 
 
 class Model(Frozen):
@@ -220,10 +327,14 @@ class Model(Frozen):
     layer_pattern: tuple[NonNegative, ...] = Field(min_length=1)
     """For each layer in order, its index into `layer_kinds`."""
     final_norm: bool = True
+    every_stage: frozenset[OuterTensor] = frozenset()
+    """What vLLM builds on every pipeline stage, though only the first or the last one uses it."""
     norm_bias: bool = False
     lm_head_bias: bool = False
     position_embeddings: NonNegative = 0
     """Rows of a learned position table (GPT-2 family); 0 with rotary positions."""
+    rotary: tuple[RotaryTable, ...] = ()
+    """The tables of rotary positions, each once."""
     quantization: Quantization | None = None
     """What most of the weights are stored as; `Layer.quantized` says it module by module."""
     head_quantization: Quantization | None = None
