@@ -18,6 +18,7 @@ from planner.cli.runs import Run, open_runs
 from planner.cli.screen import counting, note, records, say, show_json, show_markdown, show_table
 from planner.domain.base import InputError
 from planner.export.atomic import atomic_text, check_outputs
+from planner.export.format import per_cent
 from planner.export.predictions import MEASURES, PREDICTION_COLUMNS, Outcome, Status, prediction_cells
 from planner.export.table import csv_cell, write_csv
 from planner.planning.facts import Facts
@@ -159,4 +160,5 @@ def _show(measures: Sequence[str], rows: Sequence[ErrorRow], *, markdown: bool) 
 def _errors(row: ErrorRow | None) -> str:
     if row is None:
         return ""
-    return f"{100 * row.median_ratio:.1f} / {100 * row.p90_ratio:.1f} ({100 * row.bias_ratio:+.1f})"
+    bias = per_cent(row.bias_ratio, "+")
+    return f"{per_cent(row.median_ratio)} / {per_cent(row.p90_ratio)} ({bias})"

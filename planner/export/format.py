@@ -43,14 +43,24 @@ def usd(value: float) -> str:
 
 
 def percent(ratio: float) -> str:
-    """A ratio in percent, finer below ten.
+    """A ratio in percent, finer below ten and below a tenth.
 
-    >>> percent(0.4567), percent(-0.0456), percent(float("nan"))
-    ('46 %', '-4.6 %', 'unknown')
+    >>> percent(0.4567), percent(-0.0456), percent(0.000123), percent(float("nan"))
+    ('46 %', '-4.6 %', '0.012 %', 'unknown')
     """
     if not math.isfinite(ratio):
         return "unknown"
-    return f"{100 * ratio:.{0 if abs(ratio) >= 0.0995 else 1}f} %"
+    return f"{100 * ratio:.0f} %" if abs(ratio) >= 0.0995 else f"{per_cent(ratio)} %"
+
+
+def per_cent(ratio: float, sign: str = "") -> str:
+    """The figure alone, to a tenth, or to a thousandth where that would show nothing.
+
+    >>> per_cent(0.0456), per_cent(0.000123, "+"), per_cent(0.0)
+    ('4.6', '+0.012', '0.0')
+    """
+    decimals = 3 if 0 < abs(ratio) < 0.0005 else 1
+    return f"{100 * ratio:{sign}.{decimals}f}"
 
 
 def exact(value: float) -> str:

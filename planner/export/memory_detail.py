@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from planner.domain.deployment import Parallelism
 from planner.export.table import Cell
 from planner.formulas.draft import draft_parallelism
 from planner.formulas.kv_cache import KvGroupRow, kv_report, resolve_kv_dtype
 from planner.formulas.lora import lora_index_bytes, lora_tensors
-from planner.formulas.tensors import WeightTensor
-from planner.formulas.weights import weight_tensors
+from planner.formulas.tensors import WeightTensor, total_bytes
+from planner.formulas.vision import loaded_model
+from planner.formulas.weights import fullest_rank_tensors
 from planner.planning.predict import Case
 from planner.planning.sizing import Placed
 
@@ -33,19 +33,19 @@ def tensor_rows(case: Case, placed: Placed, kv_cache_bytes: int) -> list[Row]:
     """
     engine, layout = case.engine, case.parallelism
     target = placed.target._replace(batched_tokens=engine.max_num_batched_tokens)
-    weights = (weight_tensors(case.model, layout, rank, target=target) for rank in range(layout.pp))
-    rows = list(_rows("weights", _fullest(weights)))
+    weights = fullest_rank_tensors(loaded_model(case.model, engine), layout, target)
+    rows = list(_rows("weights", weights))
     if engine.speculation is not None:
         draft = engine.speculation.draft
-        of_draft: Parallelism = draft_parallelism(draft, layout, target.version)
-        rows += _rows("draft model", weight_tensors(draft, of_draft, target=target))
+        of_draft = draft_parallelism(draft, layout, target.version)
+        rows += _rows("draft model", fullest_rank_tensors(draft, of_draft, target))
     if engine.lora is not None:
         version = engine.engine_version
         slots = (
             lora_tensors(case.model, layout, engine.lora, pp_rank=rank, engine_version=version)
             for rank in range(layout.pp)
         )
-        rows += _rows("LoRA slots", _fullest(slots))
+        rows += _rows("LoRA slots", max(slots, key=total_bytes))
         index_bytes = lora_index_bytes(engine)
         rows.append(("LoRA slots", "lora", "token_index", str(index_bytes), 1, "byte", index_bytes))
     return [*rows, _pool_row(case, placed, kv_cache_bytes)]
@@ -63,10 +63,6 @@ def group_rows(rows: Sequence[Row]) -> list[tuple[str, str, int, int]]:
         tensors, total_bytes = sums.get((str(part), str(group)), (0, 0))
         sums[str(part), str(group)] = tensors + int(copies or 0), total_bytes + int(size_bytes or 0)
     return [(part, group, tensors, total) for (part, group), (tensors, total) in sums.items()]
-
-
-def _fullest(ranks: Iterable[Sequence[WeightTensor]]) -> Sequence[WeightTensor]:
-    return max(ranks, key=lambda tensors: sum(tensor.size_bytes for tensor in tensors))
 
 
 def _rows(part: str, tensors: Iterable[WeightTensor]) -> Iterator[Row]:

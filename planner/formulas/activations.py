@@ -97,10 +97,10 @@ class ActivationShape(NamedTuple):
                 tokens * block.mixer_bytes_per_token + context_tokens * block.mixer_bytes_per_context_token
             )
             ffn = tokens * block.ffn_bytes_per_token
-            if block.index_bytes_per_key and site.version >= SPARSE_KEYS_SINCE:
+            if block.index_bytes_per_key and site.target.version >= SPARSE_KEYS_SINCE:
                 keys = SPARSE_CONTEXT_LENGTHS * batch.max_model_len
                 kept = max(kept, keys * block.index_bytes_per_key)
-                mixer += SPARSE_LOGITS_BYTES if site.version >= SPARSE_LOGITS_SINCE else 0
+                mixer += SPARSE_LOGITS_BYTES if site.target.version >= SPARSE_LOGITS_SINCE else 0
             if block.experts is not None:
                 experts = expert_memory(block.experts, tokens, site)
                 kept = max(kept, experts.kept_bytes)

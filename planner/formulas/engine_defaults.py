@@ -87,8 +87,9 @@ class EngineRules(NamedTuple):
     captures_max_num_seqs: bool
     """So is `max_num_seqs`."""
     marlin_mxfp4_on_hopper: bool
-    """mxfp4 experts run through Marlin on Hopper, later through OpenAI's Triton kernels. The published training runs
-    (0.11 to 0.18) say Marlin, the kernel tables (0.24) are of Triton; that 0.19 changed it is assumed."""
+    """For time alone: the published runs of mxfp4 experts on Hopper (0.11 to 0.18) went through Marlin, which they
+    probably asked for. By itself vLLM has taken OpenAI's Triton kernels there since 0.11.1 (`mxfp4_layout`), and
+    the kernel tables (0.24) are of those."""
     coarse_capture_grid: bool
     """Above 256 every 16th size is captured; before, every 8th."""
 

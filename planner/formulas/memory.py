@@ -17,6 +17,7 @@ from planner.formulas.cuda_graphs import graph_bytes, kernels_of_model
 from planner.formulas.encoder import encoder_profile
 from planner.formulas.engine_defaults import capture_limit, capture_sizes
 from planner.formulas.kv_cache import KvLayout
+from planner.formulas.load_target import load_target
 from planner.formulas.moe_workspace import KernelSite
 from planner.formulas.profile_rules import ProfileRules, fuses_all_reduce, profile_rules
 from planner.formulas.sampler import sampler_state_bytes, sampling_bytes
@@ -130,7 +131,7 @@ def activation_peak_bytes(card: Card, engine: EngineSettings) -> int:
     shape, tokens = card.activations, engine.max_num_batched_tokens
     rules = profile_rules(shape.model, engine.engine_version)
     batch = Batch(tokens, latent_context_tokens(engine), engine.max_model_len)
-    forward = _forward(card, batch, engine, rules)
+    forward = _forward(card, batch, engine)
     sampling = sampling_bytes(
         min(engine.max_num_seqs, tokens),
         shape.vocab,
@@ -154,7 +155,7 @@ def cuda_graph_bytes(card: Card, engine: EngineSettings, coefficients: MemoryCoe
     rules = profile_rules(card.activations.model, engine.engine_version)
     # The V1 runner captures pieces without attention metadata, as it profiles; the V2 runner with.
     context = 0 if rules.v2_runner else latent_context_tokens(engine)
-    pool = _forward(card, Batch(max(sizes, default=0), context), engine, rules).passing_bytes
+    pool = _forward(card, Batch(max(sizes, default=0), context), engine).passing_bytes
     return pool + graph_bytes(
         sizes,
         kernels_of_model(card.activations.model, card.parallelism),
@@ -190,10 +191,9 @@ def has_fused_all_reduce(card: Card, engine: EngineSettings) -> bool:
     return fuses and not engine.enforce_eager
 
 
-def _forward(card: Card, batch: Batch, engine: EngineSettings, rules: ProfileRules) -> ForwardMemory:
+def _forward(card: Card, batch: Batch, engine: EngineSettings) -> ForwardMemory:
     site = KernelSite(
-        compute_capability=card.gpu.compute_capability,
-        version=rules.version,
+        target=load_target(card.gpu, engine.engine_version),
         tp=card.parallelism.tp,
         ep=card.parallelism.ep,
         dp=card.parallelism.dp,

@@ -12,6 +12,8 @@ from typing import NamedTuple
 from planner.domain.dtypes import WeightDtype
 from planner.formulas.engine_defaults import EngineVersion
 from planner.formulas.gemms import Experts
+from planner.formulas.load_target import LoadTarget
+from planner.formulas.mxfp4_layout import Mxfp4Kernel, mxfp4_kernel
 
 BYTES_PER_VALUE = 2
 FP8_BYTES_PER_VALUE = 1
@@ -68,8 +70,7 @@ class ExpertMemory(NamedTuple):
 class KernelSite(NamedTuple):
     """Where experts run: what the choice of a kernel depends on beside the weights."""
 
-    compute_capability: str
-    version: EngineVersion
+    target: LoadTarget
     tp: int = 1
     ep: bool = False
     dp: int = 1
@@ -77,16 +78,20 @@ class KernelSite(NamedTuple):
 
     @property
     def is_hopper(self) -> bool:
-        return self.compute_capability.startswith("9.")
+        return self.target.is_hopper
 
     @property
     def is_blackwell(self) -> bool:
         """The data-centre kind (B200, B300)."""
-        return self.compute_capability.startswith("10.")
+        return self.target.is_datacenter_blackwell
 
     def since(self, minor: int) -> bool:
         """True from this 0.x release on."""
-        return self.version >= EngineVersion(0, minor, 0)
+        return self.target.since(minor)
+
+
+_MXFP4 = {Mxfp4Kernel.TRTLLM: ExpertKernel.FLASHINFER, Mxfp4Kernel.TRITON: ExpertKernel.ROUTED_TRITON}
+"""Marlin keeps its buffers or not by the release, as for other four-bit experts."""
 
 
 @lru_cache(maxsize=4096)
@@ -99,10 +104,10 @@ def expert_kernel(dtype: WeightDtype, site: KernelSite, scales: ScaleKind = Scal
     """
     if site.lora:
         return ExpertKernel.TRITON if site.since(14) else ExpertKernel.TRITON_FUNCTION
-    if dtype in {WeightDtype.MXFP4, WeightDtype.NVFP4} and site.is_blackwell:
+    if dtype is WeightDtype.NVFP4 and site.is_blackwell:
         return ExpertKernel.FLASHINFER
-    if dtype is WeightDtype.MXFP4 and site.is_hopper:
-        return ExpertKernel.ROUTED_TRITON
+    if dtype is WeightDtype.MXFP4 and (kernel := _MXFP4.get(mxfp4_kernel(site.target))) is not None:
+        return kernel
     if dtype in FOUR_BITS:
         return ExpertKernel.MARLIN if site.since(20) else ExpertKernel.TRITON_FUNCTION
     if dtype is WeightDtype.FP8_BLOCK:
@@ -150,7 +155,7 @@ def _scale_kind(experts: Experts) -> ScaleKind:
 
 
 def _kept_early(site: KernelSite) -> bool:
-    return EngineVersion(0, 11, 1) <= site.version < EngineVersion(0, 12, 0)
+    return EngineVersion(0, 11, 1) <= site.target.version < EngineVersion(0, 12, 0)
 
 
 def expert_memory(experts: Experts, tokens: int, site: KernelSite) -> ExpertMemory:

@@ -1,5 +1,6 @@
 """Tensors as vLLM allocates them on one rank: shape, dtype and bytes, scales and zero points included."""
 
+from collections.abc import Iterable
 from math import ceil, prod
 from typing import NamedTuple
 
@@ -72,6 +73,11 @@ class PlainTensor(NamedTuple):
     name: str
     shape: tuple[int, ...]
     dtype: str
+
+
+def total_bytes(tensors: Iterable[WeightTensor]) -> int:
+    """What tensors take together [bytes]."""
+    return sum(tensor.size_bytes for tensor in tensors)
 
 
 def stored_bytes(n: int, k: int, dtype: WeightDtype, stored: Quantization | None, parts: int = 1) -> int:

@@ -23,6 +23,7 @@ from planner.formulas.tensors import (
     WeightTensor,
     plain,
     stored_bytes,
+    total_bytes,
     value_bytes,
 )
 from planner.formulas.vision import VISION, vision_tensors
@@ -72,21 +73,26 @@ def weight_tensors(
     return (*tensors, rounding_tensor(whole))
 
 
+def fullest_rank_tensors(
+    model: Model, parallelism: Parallelism, target: LoadTarget | None = None
+) -> tuple[WeightTensor, ...]:
+    """The tensors of the rank that holds most."""
+    ranks = (weight_tensors(model, parallelism, rank, target=target) for rank in range(parallelism.pp))
+    return max(ranks, key=total_bytes)
+
+
 @lru_cache(maxsize=4096)
 def weights_bytes(model: Model, parallelism: Parallelism, target: LoadTarget | None = None) -> int:
     """Weight bytes of the fullest rank, as vLLM reports after loading on `target` [bytes].
 
     Without a target the parameters alone.
     """
-    return max(
-        sum(tensor.size_bytes for tensor in weight_tensors(model, parallelism, pp_rank, target=target))
-        for pp_rank in range(parallelism.pp)
-    )
+    return total_bytes(fullest_rank_tensors(model, parallelism, target))
 
 
 def parameter_bytes(model: Model, parallelism: Parallelism, pp_rank: int = 0) -> int:
     """Bytes of the parameters vLLM's model class allocates before it loads the checkpoint [bytes]."""
-    return sum(tensor.size_bytes for tensor in weight_tensors(model, parallelism, pp_rank))
+    return total_bytes(weight_tensors(model, parallelism, pp_rank))
 
 
 def parameter_count(model: Model) -> ParameterCount:

@@ -22,6 +22,7 @@ from planner.formulas.lora_support import lora_problem
 from planner.formulas.memory import Card, Resident, memory_budget
 from planner.formulas.operators import GpuOperators
 from planner.formulas.step import Cluster, StepModel, compile_step
+from planner.formulas.vision import loaded_model
 from planner.formulas.weights import weights_bytes
 from planner.planning.facts import Facts
 
@@ -141,7 +142,8 @@ def _resident(placed: Placed, engine: EngineSettings) -> Resident:
         version = engine.engine_version
         lora = lora_bytes(placed.model, placed.parallelism, engine.lora, engine_version=version)
         lora += lora_index_bytes(engine)
-    return Resident(weights_bytes(placed.model, placed.parallelism, target), draft, lora)
+    weights = weights_bytes(loaded_model(placed.model, engine), placed.parallelism, target)
+    return Resident(weights, draft, lora)
 
 
 def check_extras(model: Model, parallelism: Parallelism, engine: EngineSettings) -> None:

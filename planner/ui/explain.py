@@ -12,7 +12,8 @@ from planner.domain.units import HOURS_PER_MONTH, bytes_to_gib
 from planner.formulas.kv_cache import kv_parts, resolve_kv_dtype
 from planner.formulas.kv_paging import kv_paging
 from planner.formulas.step import GRID_TOKENS, StepTable, decode_step_s, mixed_step_s, stack
-from planner.formulas.weights import weight_tensors
+from planner.formulas.vision import loaded_model
+from planner.formulas.weights import fullest_rank_tensors
 from planner.planning.candidates import cluster_of
 from planner.planning.facts import Facts
 from planner.planning.loads import Loaded, as_column, load_of
@@ -75,13 +76,8 @@ def placed_replica(plan: Plan, question: Question, facts: Facts) -> Placed:
 def weights_line(placed: Placed, engine: EngineSettings) -> Line:
     """Weight bytes of the fullest rank, by the group of tensors they belong to."""
     target = placed.target._replace(batched_tokens=engine.max_num_batched_tokens)
-    ranks = [
-        weight_tensors(placed.model, placed.parallelism, rank, target=target)
-        for rank in range(placed.parallelism.pp)
-    ]
-    fullest = max(ranks, key=lambda tensors: sum(tensor.size_bytes for tensor in tensors))
     groups: dict[str, int] = {}
-    for tensor in fullest:
+    for tensor in fullest_rank_tensors(loaded_model(placed.model, engine), placed.parallelism, target):
         groups[tensor.group] = groups.get(tensor.group, 0) + tensor.size_bytes
     total = sum(groups.values())
     parts = " + ".join(

@@ -12,6 +12,7 @@ from planner.formulas.activations import Batch, activation_shape, latent_context
 from planner.formulas.cuda_graphs import graph_bytes, kernels_of_model, layer_kernels
 from planner.formulas.engine_defaults import parse_version
 from planner.formulas.gemms import Experts, check_parallelism, layer_gemms
+from planner.formulas.load_target import LoadTarget
 from planner.formulas.moe_workspace import (
     ExpertKernel,
     ExpertMemory,
@@ -41,7 +42,8 @@ CAPABILITIES = ["8.0", "8.9", "9.0", "10.0", "12.0"]
 
 
 def site(version: str, capability: str = "9.0", tp: int = 1, **changes: object) -> KernelSite:
-    return KernelSite(capability, parse_version(version), tp)._replace(**changes)  # type: ignore[arg-type]
+    major, minor = map(int, capability.split("."))
+    return KernelSite(LoadTarget((major, minor), parse_version(version), 0), tp)._replace(**changes)  # type: ignore[arg-type]
 
 
 def rules(version: str, model: str = "meta-llama/Llama-3.1-8B") -> ProfileRules:
