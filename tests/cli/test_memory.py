@@ -157,3 +157,124 @@ def test_what_gives_room_comes_with_its_numbers(cli: Cli) -> None:
     assert found["more GPUs"]["kv_cache_tokens"] > 0
     assert found["fp8 weights"]["shortfall_gib"] > 0
     assert "What would give room" in cli(*TOO_LARGE).out
+
+
+LOGS = Path(__file__).parents[1] / "calibrate" / "startup_logs"
+LLAMA_8B = ("memory", "--model", "meta-llama/Llama-3.1-8B", "--gpu", "H100-SXM-80GB", "--max-model-len", 8192)
+
+
+class TestDetail:
+    def test_tensors_add_up_to_the_budget(self, cli: Cli, tmp_path: Path) -> None:
+        result = cli(*GPT_OSS, "--detail", "--csv", tmp_path / "d.csv", "--json")
+        found = result.json
+        table = pd.read_csv(tmp_path / "d.csv")
+        sums = table.groupby("part")["bytes_per_gpu"].sum()
+        assert sums["weights"] == found["weights_bytes_per_gpu"]
+        pool_bytes = found["kv_cache_gib_per_gpu"] * 2**30
+        assert pool_bytes - 2**20 * 2 < sums["KV cache"] <= pool_bytes + 2**12
+        assert len(found["tensors"]) == len(table)
+        assert {group["kind"] for group in found["kv_groups"]} == {"sliding_window", "full"}
+        assert sum(group["layers"] for group in found["kv_groups"]) == 36
+
+    def test_a_projection_by_hand(self, cli: Cli) -> None:
+        # Llama-3.1-8B at TP 2: QKV is (32 + 2 x 8) heads x 128 / 2 = 3072 rows of 4096 inputs in each of 32 layers
+        tensors = cli(*LLAMA_8B, "--tp", 2, "--detail", "--json").json["tensors"]
+        qkv = next(tensor for tensor in tensors if tensor["name"] == "qkv")
+        assert qkv == {
+            "part": "weights",
+            "group": "attention",
+            "name": "qkv",
+            "shape_per_rank": "3072 x 4096",
+            "copies": 32,
+            "dtype": "bf16",
+            "bytes_per_gpu": 3072 * 4096 * 2 * 32,
+        }
+        shown = cli(*LLAMA_8B, "--detail").out
+        assert "By group" in shown
+        assert "KV groups" in shown
+
+    def test_draft_and_adapters_are_listed(self, cli: Cli) -> None:
+        extras = ("--enable-lora", "--draft-model", "meta-llama/Llama-3.2-1B", "--num-speculative-tokens", 3)
+        found = cli(*LLAMA_8B, *extras, "--detail", "--json").json
+        by_part = {part["part"]: part["gib"] * 2**30 for part in found["parts"]}
+        for part in ("draft model", "LoRA slots"):
+            listed = sum(tensor["bytes_per_gpu"] for tensor in found["tensors"] if tensor["part"] == part)
+            assert listed == pytest.approx(by_part[part], abs=1024)
+
+
+class TestExtras:
+    def parts(self, cli: Cli, *flags: object) -> dict[str, float]:
+        return {part["part"]: part["gib"] for part in cli(*LLAMA_8B, *flags, "--json").json["parts"]}
+
+    def test_each_takes_its_share_of_the_cache(self, cli: Cli) -> None:
+        plain = self.parts(cli)
+        lora = self.parts(cli, "--enable-lora", "--max-loras", 4, "--max-lora-rank", 64)
+        # 92,356,608 bytes a slot of rank 16
+        assert lora["LoRA slots"] * 2**30 == pytest.approx(92_356_608 * 16, rel=0.01)
+        assert lora["KV cache"] < plain["KV cache"]
+        eager = self.parts(cli, "--enforce-eager")
+        assert eager["CUDA graphs"] == 0 < plain["CUDA graphs"]
+        assert self.parts(cli, "--kv-cache-memory-gib", 10)["KV cache"] == 10
+
+    def test_offloaded_blocks_are_told(self, cli: Cli) -> None:
+        # 2 MiB a block of 16 tokens: 16 GiB hold 8,192 blocks
+        found = cli(*LLAMA_8B, "--kv-offloading-gib", 16, "--json").json
+        assert found["offloaded_blocks"] == 8192
+        assert found["offloaded_tokens"] == 8192 * 16
+        assert "offloaded tokens: 131,072" in cli(*LLAMA_8B, "--kv-offloading-gib", 16).out
+
+    def test_a_tower_without_images_is_not_loaded(self, cli: Cli) -> None:
+        model = ("memory", "--model", "google/gemma-3-4b-it", "--gpu", "L40S", "--json")
+        with_tower, without = cli(*model).json, cli(*model, "--no-multimodal").json
+        assert without["weights_bytes_per_gpu"] < with_tower["weights_bytes_per_gpu"]
+        assert without["kv_cache_tokens"] > with_tower["kv_cache_tokens"]
+
+    def test_expert_parallel_keeps_the_sum_of_experts(self, cli: Cli) -> None:
+        model = ("memory", "--model", "Qwen/Qwen3-30B-A3B", "--gpu", "H100", "--tp", 4, "--json")
+        sliced, dealt = (cli(*model, *flag).json["weights_bytes_per_gpu"] for flag in ((), ("--ep",)))
+        assert dealt == pytest.approx(sliced, rel=0.01)
+
+    @pytest.mark.parametrize(
+        ("flags", "wanted"),
+        [
+            (("--max-loras", 2), "need enable_lora"),
+            (("--draft-model", "Qwen/Qwen3-0.6B"), "given together"),
+            (("--draft-model", "Qwen/Qwen3-0.6B", "--num-speculative-tokens", 2), "vocabulary"),
+            (("--kv-cache-memory-gib", 0), "kv_cache_memory_gib must be above 0"),
+            (("--enable-lora", "--max-lora-rank", 17), "rank"),
+        ],
+    )
+    def test_what_does_not_go_together_is_one_line(
+        self, cli: Cli, flags: tuple[object, ...], wanted: str
+    ) -> None:
+        assert wanted in cli(*LLAMA_8B, *flags).error
+
+
+def test_rules_of_the_release_are_named(cli: Cli) -> None:
+    old, new = (cli(*GPT_OSS, "--engine-version", version) for version in ("0.11.0", "0.32.0"))
+    assert "Rules of vLLM 0.11.0:" in old.out
+    assert "Before 0.20" in old.out
+    assert "Since 0.20" in new.out
+    rules = cli(*GPT_OSS, "--engine-version", "0.11.0", "--json").json["engine_rules"]
+    assert all(rule in old.out for rule in rules)
+
+
+class TestLog:
+    def test_predicted_stands_beside_what_was_logged(self, cli: Cli, tmp_path: Path) -> None:
+        log = LOGS / "vllm-0.18.0.txt"
+        result = cli("memory", "--log", log, "--gpu", "H200", "--csv", tmp_path / "l.csv")
+        assert result.code == 0
+        table = pd.read_csv(tmp_path / "l.csv").set_index("what")
+        assert table.loc["weights", "predicted"] == pytest.approx(table.loc["weights", "actual"], rel=0.005)
+        assert table.loc["KV cache", "predicted"] == pytest.approx(table.loc["KV cache", "actual"], rel=0.01)
+        logged = log.read_text(encoding="utf-8").splitlines()[int(table.loc["weights", "line_number"]) - 1]
+        assert "GiB" in logged
+
+    def test_what_the_log_lacks_is_asked_for(self, cli: Cli) -> None:
+        assert "add --gpu" in cli("memory", "--log", LOGS / "vllm-0.18.0.txt").error
+
+    def test_a_log_is_not_solved(self, cli: Cli) -> None:
+        assert "--log stands alone" in cli("memory", "--log", LOGS / "vllm-0.18.0.txt", "--detail").error
+
+    def test_no_log_is_one_line(self, cli: Cli, tmp_path: Path) -> None:
+        assert "nothing.txt" in cli("memory", "--log", tmp_path / "nothing.txt", "--gpu", "H200").error
