@@ -9,9 +9,11 @@ from typing import NamedTuple
 from pydantic import ValidationError
 
 from planner.catalog.architectures import NOT_MODELLED, TEXT_ARCHITECTURES, Decoder
+from planner.catalog.architectures.stages import EVERY_STAGE
 from planner.catalog.architectures.wrappers import TEXT_CLASS, text_fields, with_vision
 from planner.catalog.config_fields import Fields, shown
 from planner.catalog.quantization import QuantizationRules, read_rules
+from planner.catalog.rotary import rotary_tables
 from planner.domain.base import InputError
 from planner.domain.dtypes import WeightDtype
 from planner.domain.model import GemmRole, Layer, Model, Quantization
@@ -163,9 +165,11 @@ def parse_model(
             activation_dtype=_dtype(text),
             layer_kinds=layers,
             layer_pattern=pattern,
+            every_stage=EVERY_STAGE.get(_text_class(architecture, text), frozenset()),
             norm_bias=decoder.norm_bias,
             lm_head_bias=decoder.head_bias,
             position_embeddings=decoder.position_embeddings,
+            rotary=rotary_tables(text, architecture, decoder),
             quantization=None if rules is None else rules.main,
             head_quantization=_head_quantization(rules, decoder),
             vision=decoder.vision,

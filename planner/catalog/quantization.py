@@ -6,7 +6,7 @@ from typing import NamedTuple
 from planner.catalog.config_fields import Fields, shown
 from planner.catalog.module_patterns import ModulePatterns
 from planner.domain.dtypes import WeightDtype
-from planner.domain.model import Quantization
+from planner.domain.model import Quantization, QuantMethod
 
 
 class QuantizationRules(NamedTuple):
@@ -49,7 +49,7 @@ def read_rules(config: Fields, hf_quant: Fields | None) -> QuantizationRules | N
         section = hf_quant.section("quantization") or hf_quant
         if not section.has("quant_algo"):
             return None
-        return _modelopt(section)
+        return _stamped(_modelopt(section), QuantMethod.MODELOPT)
     if section is None or not section.values:
         return None
     method = section.text("quant_method", default="modelopt" if section.has("quant_algo") else "")
@@ -58,7 +58,17 @@ def read_rules(config: Fields, hf_quant: Fields | None) -> QuantizationRules | N
         raise section.refuse(
             f"quant_method {shown(method)} is not understood; known: {', '.join(sorted(_METHODS))}"
         )
-    return reader(section)
+    return _stamped(reader(section), _FAMILIES.get(reader, QuantMethod.OTHER))
+
+
+def _stamped(rules: QuantizationRules, method: QuantMethod) -> QuantizationRules:
+    def stamp(how: Quantization) -> Quantization:
+        return how.model_copy(update={"method": method})
+
+    default = None if rules.default is None else stamp(rules.default)
+    return rules._replace(
+        default=default, overrides=tuple((patterns, stamp(how)) for patterns, how in rules.overrides)
+    )
 
 
 def _fp8(section: Fields) -> QuantizationRules:
@@ -268,4 +278,9 @@ _METHODS: dict[str, Callable[[Fields], QuantizationRules]] = {
     "modelopt_fp4": _modelopt,
     "modelopt_mixed": _modelopt,
     "compressed-tensors": _compressed_tensors,
+}
+_FAMILIES: dict[Callable[[Fields], QuantizationRules], QuantMethod] = {
+    _fp8: QuantMethod.FP8,
+    _modelopt: QuantMethod.MODELOPT,
+    _compressed_tensors: QuantMethod.COMPRESSED_TENSORS,
 }

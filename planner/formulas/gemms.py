@@ -293,9 +293,7 @@ def check_parallelism(model: Model, parallelism: Parallelism) -> str | None:
     for index, layer in enumerate(model.layer_kinds):
         problem = next(_layer_problems(layer, parallelism), None)
         if problem is None:
-            problem = next(
-                _alignment_problems(layer, layer_gemms(model, index, parallelism), parallelism), None
-            )
+            problem = next(_alignment_problems(layer_gemms(model, index, parallelism), parallelism), None)
         if problem is not None:
             return problem
     return None
@@ -355,19 +353,25 @@ ROW_PARALLEL = frozenset(
         GemmRole.MAMBA_OUT,
     }
 )
+MERGED = frozenset({GemmRole.QKV, GemmRole.GATE_UP, GemmRole.SHARED_GATE_UP, GemmRole.LINEAR_IN})
+"""Column-parallel projections made of several tensors of the checkpoint."""
 REPLICATED = frozenset(
     {GemmRole.MLA_DOWN, GemmRole.INDEXER, GemmRole.ROUTER, GemmRole.LATENT_IN, GemmRole.LATENT_OUT}
 )
 
 
-def _alignment_problems(layer: Layer, products: LayerGemms, parallelism: Parallelism) -> Iterator[str]:
-    """Quantised weights whose slices do not hold whole scale groups or blocks."""
+def _alignment_problems(products: LayerGemms, parallelism: Parallelism) -> Iterator[str]:
+    """Quantised weights whose slices do not hold whole scale groups or blocks.
+
+    vLLM takes merged projections whose parts end within a block (vllm/model_executor/layers/linear.py,
+    `_maybe_allow_fp8_block_shape_mismatch`).
+    """
     for gemm in products.gemms:
         if gemm.stored is None or gemm.role in REPLICATED:
             continue
         if gemm.dtype is WeightDtype.FP8_BLOCK:
-            sizes = (gemm.k,) if gemm.role in ROW_PARALLEL else _output_parts(gemm, layer, parallelism.tp)
-            if any(size % FP8_BLOCK for size in sizes) and (parallelism.tp > 1 or len(sizes) > 1):
+            size = gemm.k if gemm.role in ROW_PARALLEL else gemm.n
+            if gemm.role not in MERGED and size % FP8_BLOCK and parallelism.tp > 1:
                 yield f"{gemm.role} of one rank is not a multiple of the fp8 block {FP8_BLOCK}"
         elif gemm.stored.group_size and gemm.role in ROW_PARALLEL and gemm.k % gemm.stored.group_size:
             yield f"{gemm.role} inputs of one rank, {gemm.k}, are not a multiple of the {gemm.dtype} group"
@@ -378,17 +382,3 @@ def _alignment_problems(layer: Layer, products: LayerGemms, parallelism: Paralle
         yield f"expert width of one rank, {experts.intermediate}, does not hold whole fp8 blocks"
     elif experts.stored.group_size and experts.intermediate % experts.stored.group_size:
         yield f"expert width of one rank, {experts.intermediate}, is not a multiple of the {experts.dtype} group"
-
-
-def _output_parts(gemm: Gemm, layer: Layer, tp: int) -> tuple[int, ...]:
-    """Outputs of each checkpoint tensor joined in a column-parallel projection."""
-    if gemm.role is GemmRole.QKV and isinstance(layer.attention, SoftmaxAttention):
-        attention = layer.attention
-        kv_heads = max(1, attention.kv_heads // tp)
-        queries = gemm.n - kv_heads * (attention.head_dim + attention.v_head_dim)
-        return queries, kv_heads * attention.head_dim, kv_heads * attention.v_head_dim
-    if gemm.role in {GemmRole.GATE_UP, GemmRole.SHARED_GATE_UP}:
-        ffn = layer.ffn
-        gated = not isinstance(ffn, DenseFfn | MoeFfn) or ffn.gated
-        return (gemm.n // 2, gemm.n // 2) if gated else (gemm.n,)
-    return (gemm.n,)

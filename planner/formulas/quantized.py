@@ -11,18 +11,21 @@ from planner.domain.model import (
     MambaMixer,
     Model,
     Quantization,
+    QuantMethod,
     SoftmaxAttention,
 )
 
 WISHES: dict[WeightDtype, Quantization] = {
-    WeightDtype.FP8: Quantization(dtype=WeightDtype.FP8),
-    WeightDtype.FP8_BLOCK: Quantization(dtype=WeightDtype.FP8_BLOCK),
-    WeightDtype.INT8: Quantization(dtype=WeightDtype.INT8),
-    WeightDtype.INT4: Quantization(dtype=WeightDtype.INT4, group_size=128),
+    WeightDtype.FP8: Quantization(dtype=WeightDtype.FP8, method=QuantMethod.COMPRESSED_TENSORS),
+    WeightDtype.FP8_BLOCK: Quantization(dtype=WeightDtype.FP8_BLOCK, method=QuantMethod.FP8),
+    WeightDtype.INT8: Quantization(dtype=WeightDtype.INT8, method=QuantMethod.COMPRESSED_TENSORS),
+    WeightDtype.INT4: Quantization(
+        dtype=WeightDtype.INT4, method=QuantMethod.COMPRESSED_TENSORS, group_size=128
+    ),
     WeightDtype.AWQ: Quantization(dtype=WeightDtype.AWQ, group_size=128, zero_points=True),
     WeightDtype.GPTQ: Quantization(dtype=WeightDtype.GPTQ, group_size=128, zero_points=True),
     WeightDtype.MXFP4: Quantization(dtype=WeightDtype.MXFP4, group_size=32),
-    WeightDtype.NVFP4: Quantization(dtype=WeightDtype.NVFP4, group_size=16),
+    WeightDtype.NVFP4: Quantization(dtype=WeightDtype.NVFP4, method=QuantMethod.MODELOPT, group_size=16),
 }
 """How the usual tools store each format."""
 

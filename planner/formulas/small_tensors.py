@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 from planner.domain.deployment import Parallelism
-from planner.domain.dtypes import WeightDtype
 from planner.domain.model import (
     LatentAttention,
     Layer,
@@ -12,6 +11,7 @@ from planner.domain.model import (
     Model,
     MoeFfn,
     QkNorm,
+    QuantMethod,
     SoftmaxAttention,
 )
 from planner.formulas.tensors import FP32, PlainTensor
@@ -27,16 +27,30 @@ def small_tensors(model: Model, layer: Layer, parallelism: Parallelism) -> Itera
     match layer.attention:
         case SoftmaxAttention():
             yield from _softmax_small(layer.attention, parallelism.tp, dtype)
-            if any(how.dtype in {WeightDtype.FP8, WeightDtype.FP8_BLOCK} for _, how in layer.quantized):
-                yield PlainTensor("attention", "kv_scales", (2,), FP32)
+            yield from _cache_scales(model, dtype, latent=False)
         case LatentAttention():
             yield from _latent_small(layer.attention, dtype)
+            yield from _cache_scales(model, dtype, latent=True)
         case LinearAttention():
             yield from _linear_small(layer.attention, parallelism.tp, dtype)
         case MambaMixer():
             yield from _mamba_small(layer.attention, parallelism.tp, dtype)
     if isinstance(layer.ffn, MoeFfn) and layer.ffn.correction_bias:
         yield PlainTensor("ffn", "correction_bias", (layer.ffn.experts,), FP32)
+
+
+def _cache_scales(model: Model, dtype: str, *, latent: bool) -> Iterator[PlainTensor]:
+    """Room for scales that the checkpoint may have of queries, keys, values and probabilities.
+
+    vllm/model_executor/layers/quantization: kv_cache.py (fp8 and modelopt), and the scales with zero points of
+    compressed_tensors.py. Only modelopt's also stand beside latent attention.
+    """
+    method = QuantMethod.OTHER if model.quantization is None else model.quantization.method
+    if method is QuantMethod.MODELOPT or (method is QuantMethod.FP8 and not latent):
+        yield PlainTensor("attention", "cache_scales", (4,), dtype)
+    elif method is QuantMethod.COMPRESSED_TENSORS and not latent:
+        yield PlainTensor("attention", "cache_scales", (3,), FP32)
+        yield PlainTensor("attention", "cache_zero_points", (3,), dtype)
 
 
 def _softmax_small(attention: SoftmaxAttention, tp: int, dtype: str) -> Iterator[PlainTensor]:

@@ -179,11 +179,17 @@ def cohere(fields: Fields) -> Decoder:
 
 
 def cohere2(fields: Fields) -> Decoder:
-    """Command R7B and A: three sliding layers to a full one (vllm/model_executor/models/commandr.py)."""
+    """Command R7B and A: three sliding layers to a full one (vllm/model_executor/models/commandr.py).
+
+    A sliding layer also sees the token `sliding_window` back (vLLM since 0.29; one token less before).
+    """
     attention = _cohere_attention(fields)
     count = layer_count(fields)
     period = fields.whole("sliding_window_pattern", "_sliding_window_pattern", default=4)
-    attentions = scoped(fields, attention, [SLIDING if (i + 1) % period else FULL for i in range(count)])
+    attentions = [
+        one if one.window_tokens is None else windowed(one, one.window_tokens + 1)
+        for one in scoped(fields, attention, [SLIDING if (i + 1) % period else FULL for i in range(count)])
+    ]
     return build(fields, stack(attentions, [dense_ffn(fields)] * count, norms=1), tied=True)
 
 
