@@ -32,6 +32,7 @@ def test_a_command_of_the_readme_answers(
     shutil.copytree(ROOT / "data/questions", tmp_path / "data/questions")
     for name in ("runs.csv", "measured.csv"):
         (tmp_path / name).write_text(MEASURED, encoding="utf-8")
+    shutil.copy(ROOT / "tests/calibrate/startup_logs/vllm-0.18.0.txt", tmp_path / "server.log")
     monkeypatch.chdir(tmp_path)
     assert main(shlex.split(line)[3:]) == 0
     assert capsys.readouterr().out or "predict" in line
@@ -41,7 +42,10 @@ def test_there_are_commands_to_try() -> None:
     assert len(commands()) >= 7
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "data/README.md"])
+PAGES = ("README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/memory.md", "data/README.md")
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#]+)\)", text):
@@ -49,7 +53,7 @@ def test_links_lead_somewhere(page: str) -> None:
             assert ((ROOT / page).parent / target).exists(), target
 
 
-@pytest.mark.parametrize("word", ["plan", "test", "ui", "bench"])
+@pytest.mark.parametrize("word", ["plan", "test", "ui", "bench", "engine-cpu", "engine-test", "engine-full"])
 def test_make_targets_named_in_the_readme_exist(word: str) -> None:
     assert f"make {word}" in README
     assert re.search(rf"^{word}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)

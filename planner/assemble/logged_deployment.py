@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
+from planner.assemble.deployment import Engine, engine_settings
 from planner.assemble.question import first_problem, kv_dtype_named, weight_dtype_named
 from planner.calibrate.startup_log import LoggedFlags, LoggedStartup, Seen
 from planner.catalog.load import find_gpu, gpus
@@ -17,7 +18,6 @@ from planner.domain.dtypes import KvDtype, WeightDtype
 from planner.domain.hardware import Gpu
 from planner.domain.model import Model
 from planner.domain.units import bytes_to_gib, gib_to_bytes
-from planner.formulas.engine_defaults import server_defaults
 from planner.planning.predict import Case
 
 ASSUMABLE = (
@@ -91,12 +91,11 @@ def _gpu(logged: LoggedStartup, given: Given, notes: list[str]) -> Gpu:
     if given.gpu:
         gpu = find_gpu(given.gpu)
     else:
-        known = ((_known_gpu(seen.value), seen.line) for seen in logged.gpu_names)
-        found, line = next(((one, line) for one, line in known if one is not None), (None, 0))
+        found = gpu_logged(logged)
         if found is None:
             raise InputError(f"the log does not say which GPU: add --gpu{_cards_of(logged)}")
-        gpu = found
-        notes.append(f"the log names the GPU on line {line}: {gpu.name}")
+        gpu = found.value
+        notes.append(f"the log names the GPU on line {found.line}: {gpu.name}")
     total_gib = given.gpu_memory_gib or value_or(logged.memory.total_memory_gib, None)
     if total_gib is None:
         notes.append(
@@ -112,6 +111,12 @@ def _gpu(logged: LoggedStartup, given: Given, notes: list[str]) -> Gpu:
             f"{total_gib:g} GiB in all are taken, where {gpu.name} has {usual_gib:.1f}: is the GPU right?"
         )
     return gpu.model_copy(update={"memory_bytes": gib_to_bytes(total_gib), "memory_observed": True})
+
+
+def gpu_logged(logged: LoggedStartup) -> Seen[Gpu] | None:
+    """The first GPU of the catalog that the log names; None where it names none."""
+    known = ((_known_gpu(seen.value), seen.line) for seen in logged.gpu_names)
+    return next((Seen(gpu, line) for gpu, line in known if gpu is not None), None)
 
 
 def _cards_of(logged: LoggedStartup) -> str:
@@ -197,19 +202,10 @@ def _engine(
     told: dict[str, Any], flags: LoggedFlags, model: Model, gpu: Gpu, notes: list[str]
 ) -> EngineSettings:
     """The flags that the server ran with: as told, else the defaults of its release on this GPU."""
-    version = told.get("engine_version", "")
-    defaults = server_defaults(gpu, version)
-    tokens = told.get("max_num_batched_tokens", defaults.max_num_batched_tokens)
-    settings = {
-        "max_num_seqs": min(defaults.max_num_seqs, tokens),
-        "max_num_batched_tokens": tokens,
-        "max_model_len": model.max_position,
-        "gpu_memory_utilization": defaults.gpu_memory_utilization,
-        "async_scheduling": defaults.async_scheduling,
-        "block_size": defaults.block_size,
-        "engine_version": version,
-    }
+    tokens, version = told.get("max_num_batched_tokens"), told.get("engine_version", "")
+    defaults = engine_settings(Engine(max_num_batched_tokens=tokens, engine_version=version), model, gpu)
     taken = set(EngineSettings.model_fields) - {"lora", "speculation"}
+    settings = {name: getattr(defaults, name) for name in taken}
     settings |= {name: value for name, value in told.items() if name in taken}
     settings["kv_offload_bytes"] = gib_to_bytes(value_or(flags.kv_offloading_gib, 0.0))
     try:

@@ -9,7 +9,14 @@ from planner.cli.screen import Json, note, records, say, show_json, show_table
 from planner.domain.deployment import MemoryBudget
 from planner.domain.units import bytes_to_gib
 from planner.export.format import count, number, percent
-from planner.export.memory import DEPLOYMENT_COLUMNS, PART_COLUMNS, deployment_row, memory_parts, part_rows
+from planner.export.memory import (
+    DEPLOYMENT_COLUMNS,
+    PART_COLUMNS,
+    deployment_row,
+    logged_lines,
+    memory_parts,
+    part_rows,
+)
 from planner.export.table import write_csv
 from planner.formulas.engine_defaults import parse_version
 from planner.formulas.engine_rules_text import named_rules
@@ -216,10 +223,8 @@ def _print_logged(case: Case, sized: Sized, budget: MemoryBudget) -> None:
     """What vLLM logs at start-up, and the same in its own units of pages."""
     engine = case.engine
     low, high = _tokens_interval(case, sized, budget)
-    say(f"Model loading took {bytes_to_gib(budget.loaded_bytes):.2f} GiB")
-    say(f"Available KV cache memory: {bytes_to_gib(budget.kv_cache_bytes):.2f} GiB")
-    say(f"GPU KV cache size: {budget.kv_cache_tokens:,} tokens")
-    say(f"Maximum concurrency for {budget.max_model_len:,} tokens per request: {budget.max_concurrency:.2f}x")
+    for line in logged_lines(budget):
+        say(line)
     say()
     say(
         f"{budget.kv_bytes_per_token:,.0f} bytes of KV cache per token and GPU, "

@@ -3,12 +3,13 @@
 import sys
 from pathlib import Path
 
-from planner.assemble.log_check import GIB, LogCheck, LogRow, check_log
+from planner.assemble.log_check import LogCheck, LogRow, check_log
 from planner.assemble.logged_deployment import Given
 from planner.calibrate.startup_log import read_startup_log
 from planner.catalog.table import LARGEST_BYTES, read_text
 from planner.cli.screen import Json, note, records, show_json, show_table
 from planner.domain.base import InputError
+from planner.export.format import logged_figure, relative_error
 from planner.export.table import write_csv
 from planner.planning.facts import Facts
 
@@ -69,28 +70,10 @@ def log_json(check: LogCheck) -> dict[str, Json]:
 
 
 def _cells(row: LogRow) -> list[str]:
-    error = "" if row.error_ratio is None else f"{round(row.error_ratio, 3) + 0.0:+.1%}".replace("%", " %")
     return [
         row.what,
-        figure(row.predicted, row.unit),
-        figure(row.actual, row.unit),
-        error,
+        logged_figure(row.predicted, row.unit),
+        logged_figure(row.actual, row.unit),
+        relative_error(row.error_ratio),
         "" if row.line_number is None else str(row.line_number),
     ]
-
-
-def figure(value: float | None, unit: str) -> str:
-    """A figure in the form that vLLM logs it; empty where there is none.
-
-    >>> figure(66.7649, "GiB"), figure(1387664.0, "tokens"), figure(169.391, "x"), figure(None, "x")
-    ('66.76 GiB', '1,387,664', '169.39x', '')
-    """
-    if value is None:
-        return ""
-    match unit:
-        case "x":
-            return f"{value:.2f}x"
-        case _ if unit == GIB:
-            return f"{value:.2f} {unit}"
-        case _:
-            return f"{value:,.0f}"

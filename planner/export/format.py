@@ -97,3 +97,29 @@ def milliseconds(time_ms: float) -> str:
     ('45.7 ms', '65.4 s')
     """
     return f"{number(time_ms / 1e3)} s" if time_ms >= LONG_MS else f"{number(time_ms)} ms"
+
+
+def logged_figure(value: float | None, unit: str) -> str:
+    """A figure in the form that vLLM logs it; empty where there is none.
+
+    >>> logged_figure(66.7649, "GiB"), logged_figure(1387664.0, "tokens"), logged_figure(169.391, "x")
+    ('66.76 GiB', '1,387,664', '169.39x')
+    """
+    if value is None:
+        return ""
+    match unit:
+        case "x":
+            return f"{value:.2f}x"
+        case "GiB":
+            return f"{value:.2f} GiB"
+        case _:
+            return f"{value:,.0f}"
+
+
+def relative_error(ratio: float | None) -> str:
+    """A relative error, its direction always shown; empty where there is none.
+
+    >>> relative_error(0.0123), relative_error(-0.0001), relative_error(None)
+    ('+1.2 %', '+0.0 %', '')
+    """
+    return "" if ratio is None else f"{round(ratio, 3) + 0.0:+.1%}".replace("%", " %")

@@ -58,6 +58,16 @@ def part_rows(budget: MemoryBudget) -> list[tuple[str, float, float]]:
     return [(part.name, bytes_to_gib(part.size_bytes), part.size_bytes / budget.total_bytes) for part in rows]
 
 
+def logged_lines(budget: MemoryBudget) -> tuple[str, ...]:
+    """What vLLM logs at start-up where the model fits, without its timings."""
+    return (
+        f"Model loading took {bytes_to_gib(budget.loaded_bytes):.2f} GiB",
+        f"Available KV cache memory: {bytes_to_gib(budget.kv_cache_bytes):.2f} GiB",
+        f"GPU KV cache size: {budget.kv_cache_tokens:,} tokens",
+        f"Maximum concurrency for {budget.max_model_len:,} tokens per request: {budget.max_concurrency:.2f}x",
+    )
+
+
 def deployment_row(case: Case, sized: Sized) -> tuple[Cell, ...]:
     """One deployment and what its card holds (`DEPLOYMENT_COLUMNS`); empty where it cannot even be laid out."""
     engine, budget, refusal = case.engine, sized.budget, sized.refusal

@@ -28,6 +28,8 @@ MEASURED = {
     "vllm-0.20.0.txt": Given(gpu="H200"),
 }
 """Logs with measured figures."""
+ODD = {"vllm-0.11.0.txt"}
+"""Another log of the same flags has 3 % more cache."""
 
 
 @cache
@@ -50,7 +52,8 @@ def row(of: LogCheck, what: str) -> LogRow:
 @pytest.mark.parametrize("name", MEASURED)
 def test_measured_logs_are_met(name: str) -> None:
     checked = check(log_text(name), MEASURED[name])
-    for what, within in (("weights", 0.01), ("KV cache", 0.05), ("KV cache tokens", 0.05)):
+    kv_within = 0.04 if name in ODD else 0.005
+    for what, within in (("weights", 0.001), ("KV cache", kv_within), ("KV cache tokens", kv_within)):
         error = row(checked, what).error_ratio
         assert error is not None
         assert abs(error) < within
