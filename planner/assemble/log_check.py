@@ -108,6 +108,8 @@ def _notes(logged: LoggedStartup, case: Case, sized: Sized) -> Iterator[str]:
     rules = engine_rules(engine.engine_version)
     if logged.starts > 1:
         yield f"the engine starts {logged.starts} times in this log: the last time is compared"
+    if sized.budget is not None and (text := _too_much(logged, case, sized.budget)):
+        yield text
     if memory.ranks > 1:
         yield f"{memory.ranks} ranks are in the log: the most weights and the least KV cache are compared"
     if value_or(flags.device, "cuda") == "cpu":
@@ -132,6 +134,20 @@ def _notes(logged: LoggedStartup, case: Case, sized: Sized) -> Iterator[str]:
     if engine.max_model_len > case.model.max_position:
         yield f"max_model_len is beyond the model's {case.model.max_position} tokens"
     yield from _failure_notes(logged, sized)
+
+
+def _too_much(logged: LoggedStartup, case: Case, budget: MemoryBudget) -> str:
+    """What cannot be on this card, empty where all can."""
+    parts = [
+        part.value for part in (logged.memory.weights_gib, logged.memory.kv_cache_gib) if part is not None
+    ]
+    card_gib = bytes_to_gib(budget.total_bytes)
+    if sum(parts) <= card_gib:
+        return ""
+    return (
+        f"weights and KV cache of the log are {sum(parts):.1f} GiB, more than the {card_gib:.1f} GiB of one "
+        f"{case.gpu.name}: is the GPU right?"
+    )
 
 
 def _failure_notes(logged: LoggedStartup, sized: Sized) -> Iterator[str]:

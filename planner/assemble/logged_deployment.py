@@ -45,6 +45,13 @@ class Given(NamedTuple):
     max_num_batched_tokens: int | None = None
     gpu_memory_utilization: float | None = None
     engine_version: str | None = None
+    ep: bool | None = None
+    enforce_eager: bool | None = None
+    block_size: int | None = None
+    enable_prefix_caching: bool | None = None
+    hybrid_kv_cache_manager: bool | None = None
+    multimodal: bool | None = None
+    kv_cache_memory_bytes: int | None = None
 
 
 def deployment_logged(logged: LoggedStartup, given: Given) -> tuple[Case, list[str]]:
@@ -62,7 +69,7 @@ def deployment_logged(logged: LoggedStartup, given: Given) -> tuple[Case, list[s
     try:
         parallelism = Parallelism(
             **{name: told[name] for name in ("tp", "pp", "dp") if name in told},
-            ep=value_or(flags.enable_expert_parallel, False),
+            ep=bool(given.ep) or value_or(flags.enable_expert_parallel, False),
         )
     except ValidationError as error:
         raise InputError(first_problem(error)) from None
@@ -90,6 +97,11 @@ def _gpu(logged: LoggedStartup, given: Given, notes: list[str]) -> Gpu:
     """The GPU, with the total memory that the log or the user reports."""
     if given.gpu:
         gpu = find_gpu(given.gpu)
+        named = gpu_logged(logged)
+        if named is not None and named.value.name != gpu.name:
+            notes.append(
+                f"line {named.line} of the log names another GPU, {named.value.name}: is {gpu.name} right?"
+            )
     else:
         found = gpu_logged(logged)
         if found is None:

@@ -17,6 +17,7 @@ from planner.cli.options import (
     CalibrationDir,
     CsvFile,
     DisableHybridKvCacheManager,
+    DpGiven,
     DraftModel,
     EnableLora,
     EnforceEager,
@@ -36,11 +37,14 @@ from planner.cli.options import (
     NoMultimodal,
     NoPrefixCaching,
     NumSpeculativeTokens,
+    PpGiven,
+    TpGiven,
     WeightFormat,
 )
 from planner.cli.startup_log import show_log
 from planner.domain.base import InputError
 from planner.domain.hardware import Gpu
+from planner.domain.units import gib_to_bytes
 from planner.export.atomic import check_outputs
 from planner.planning.predict import size
 from planner.planning.sizing import Sizer
@@ -56,9 +60,9 @@ def memory(
         str | None,
         typer.Option("--gpu", help="A GPU of `catalog list gpus`; not needed with --solve gpu."),
     ] = None,
-    tp: Annotated[int | None, typer.Option("--tp", help="Tensor-parallel degree; 1 if left out.")] = None,
-    pp: Annotated[int | None, typer.Option("--pp", help="Pipeline-parallel degree; 1 if left out.")] = None,
-    dp: Annotated[int | None, typer.Option("--dp", help="Data-parallel degree; 1 if left out.")] = None,
+    tp: TpGiven = None,
+    pp: PpGiven = None,
+    dp: DpGiven = None,
     ep: ExpertParallel = False,
     weight_dtype: WeightFormat = "auto",
     kv_dtype: KvFormat = "auto",
@@ -129,7 +133,18 @@ def memory(
             max_num_batched_tokens=max_num_batched_tokens,
             gpu_memory_utilization=gpu_memory_utilization,
             engine_version=engine_version or None,
+            ep=ep or None,
+            enforce_eager=enforce_eager or None,
+            block_size=block_size,
+            enable_prefix_caching=False if no_prefix_caching else None,
+            hybrid_kv_cache_manager=False if disable_hybrid_kv_cache_manager else None,
+            multimodal=False if no_multimodal else None,
+            kv_cache_memory_bytes=None if kv_cache_memory_gib is None else gib_to_bytes(kv_cache_memory_gib),
         )
+        if enable_lora or draft_model is not None or kv_offloading_gib is not None:
+            raise InputError(
+                "adapters, draft model and offloading of a log are read from it: give no options for them"
+            )
         show_log(log, given, facts=facts, csv=csv, as_json=as_json)
         return
     if model is None:

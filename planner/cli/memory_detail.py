@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from planner.cli.screen import Json, records, show_table
+from planner.cli.screen import Json, records, say, show_table
 from planner.export.memory_detail import (
     KV_GROUP_COLUMNS,
     TENSOR_COLUMNS,
@@ -36,6 +36,7 @@ class Detail:
 
     def show(self) -> None:
         """Both lists and the sums by group."""
+        say()
         show_table(
             "Tensors of the fullest rank",
             ["part", "group", "name", "shape on this rank", "copies", "dtype", "bytes"],

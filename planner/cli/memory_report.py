@@ -111,7 +111,7 @@ def _print(answer: MemoryAnswer, sizer: Sizer) -> None:
     if sized.refusal is not None:
         say(f"Does not start: {sized.refusal.reason}.")
         if sized.budget is not None:
-            say(f"{number(bytes_to_gib(sized.budget.shortfall_bytes))} GiB per GPU are missing.")
+            say(_missing(sized.budget))
     least = smallest_tp(case, sizer)
     say(f"The smallest TP that fits is {least}." if least else "No tensor-parallel degree up to 64 fits.")
     if sized.refusal is not None:
@@ -122,6 +122,14 @@ def _print(answer: MemoryAnswer, sizer: Sizer) -> None:
         say(f"  {rule}")
 
 
+def _missing(budget: MemoryBudget) -> str:
+    """By how much a deployment does not fit, and what of it one request takes."""
+    missing = f"{number(bytes_to_gib(budget.shortfall_bytes))} GiB per GPU are missing"
+    if budget.shortfall_bytes > budget.request_bytes > 0 and budget.outside_bytes >= 0:
+        return f"{missing}, the cache of one request ({number(bytes_to_gib(budget.request_bytes))} GiB) among them."
+    return f"{missing}."
+
+
 def _print_room(answer: MemoryAnswer) -> None:
     """How many sequences of which length the KV cache holds, on the card and on the host."""
     case, sized, room = answer
@@ -129,8 +137,12 @@ def _print_room(answer: MemoryAnswer) -> None:
     longest = longest_context(case, sized, room.batch)
     say(f"Largest batch at {room.context_tokens:,} tokens a sequence: {held:,}")
     say(f"Longest sequences at a batch of {room.batch:,}: {count(longest, 'token')} each")
-    for name, value in _host_json(case, sized).items():
-        say(f"{name.replace('_', ' ')}: {number(value) if isinstance(value, float) else f'{value:,}'}")
+    host = _host_json(case, sized)
+    if host:
+        say(
+            f"Offloaded to the host: {host['offloaded_tokens']:,} tokens in {host['offloaded_blocks']:,} blocks, "
+            f"{number(host['host_memory_gib_per_gpu'])} GiB of host memory per GPU"
+        )
 
 
 def _host_json(case: Case, sized: Sized) -> dict[str, int | float]:
@@ -215,7 +227,8 @@ def _print_card(case: Case, budget: MemoryBudget) -> None:
     rows = [[name, number(gib), percent(share)] for name, gib, share in part_rows(budget)]
     show_table(f"{title(case)}: one GPU", ["part", "GiB", "share"], rows)
     say(f"  [{bar(budget)}]")
-    say(f"  {', '.join(f'{MARKS[part.name]} {part.name}' for part in memory_parts(budget))}")
+    shown = [part for part in memory_parts(budget) if MARKS[part.name] in bar(budget)]
+    say(f"  {', '.join(f'{MARKS[part.name]} {part.name}' for part in shown)}")
     say()
 
 

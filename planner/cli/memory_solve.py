@@ -80,6 +80,9 @@ def show_solution(asked: Asked, solution: Solution, *, csv: Path | None, as_json
     ]
     if table:
         show_table("", headers, table)
+    for case, sized in solution.options:
+        if sized.budget is None and sized.refusal is not None:
+            note(f"{case.gpu.name}: {sized.refusal.reason}")
 
 
 def _solve_tp(asked: Asked, sizer: Sizer) -> Solution:
@@ -105,7 +108,10 @@ def _solve_seqs(asked: Asked, sizer: Sizer) -> Solution:
     tokens = asked.context_tokens or case.engine.max_model_len
     most = largest_max_num_seqs(case, sizer, tokens)
     limit = " (all of max_num_batched_tokens)" if most == case.engine.max_num_batched_tokens else ""
-    return _flag_solution(case, sizer, "max_num_seqs", most, f"holds them at {tokens:,} tokens each{limit}")
+    ask = "" if asked.context_tokens else "; --context-tokens asks for another length"
+    return _flag_solution(
+        case, sizer, "max_num_seqs", most, f"holds them at {tokens:,} tokens each{limit}{ask}"
+    )
 
 
 def _flag_solution(case: Case, sizer: Sizer, flag: str, value: int, then: str) -> Solution:

@@ -18,11 +18,23 @@ ModelName = Annotated[
     ),
 ]
 GpuName = Annotated[str, typer.Option("--gpu", help="A GPU of `catalog list gpus`, by name or alias.")]
-Tp = Annotated[int, typer.Option("--tp", help="Tensor-parallel degree.")]
-Pp = Annotated[int, typer.Option("--pp", help="Pipeline-parallel degree.")]
-Dp = Annotated[int, typer.Option("--dp", help="Data-parallel degree.")]
-WeightFormat = Annotated[str, typer.Option("--weight-dtype", help="auto, or a format to quantise to.")]
-KvFormat = Annotated[str, typer.Option("--kv-dtype", help="auto, bf16, fp16 or fp8.")]
+Tp = Annotated[int, typer.Option("--tp", "--tensor-parallel-size", help="Tensor-parallel degree.")]
+Pp = Annotated[int, typer.Option("--pp", "--pipeline-parallel-size", help="Pipeline-parallel degree.")]
+Dp = Annotated[int, typer.Option("--dp", "--data-parallel-size", help="Data-parallel degree.")]
+TpGiven = Annotated[
+    int | None, typer.Option("--tp", "--tensor-parallel-size", help="Tensor-parallel degree; 1 if left out.")
+]
+PpGiven = Annotated[
+    int | None,
+    typer.Option("--pp", "--pipeline-parallel-size", help="Pipeline-parallel degree; 1 if left out."),
+]
+DpGiven = Annotated[
+    int | None, typer.Option("--dp", "--data-parallel-size", help="Data-parallel degree; 1 if left out.")
+]
+WeightFormat = Annotated[
+    str, typer.Option("--weight-dtype", "--quantization", help="auto, or a format to quantise to.")
+]
+KvFormat = Annotated[str, typer.Option("--kv-dtype", "--kv-cache-dtype", help="auto, bf16, fp16 or fp8.")]
 MaxModelLen = Annotated[
     int | None,
     typer.Option("--max-model-len", help="Longest sequence [tokens]; the model's own if left out."),
@@ -48,13 +60,21 @@ EngineVersion = Annotated[
 ]
 EnforceEager = Annotated[bool, typer.Option("--enforce-eager", help="Capture no CUDA graphs.")]
 ExpertParallel = Annotated[
-    bool, typer.Option("--ep", help="Give each rank whole experts instead of a slice of every one.")
+    bool,
+    typer.Option(
+        "--ep",
+        "--enable-expert-parallel",
+        help="Give each rank whole experts instead of a slice of every one.",
+    ),
 ]
 BlockSize = Annotated[
     int | None, typer.Option("--block-size", help="Tokens of a KV block; vLLM's default if left out.")
 ]
 NoPrefixCaching = Annotated[
-    bool, typer.Option("--no-prefix-caching", help="Keep no blocks of finished requests.")
+    bool,
+    typer.Option(
+        "--no-prefix-caching", "--no-enable-prefix-caching", help="Keep no blocks of finished requests."
+    ),
 ]
 DisableHybridKvCacheManager = Annotated[
     bool,

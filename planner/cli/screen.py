@@ -47,6 +47,7 @@ def show_table(title: str, headers: Sequence[str], rows: Sequence[Sequence[str]]
             justify="right" if figures else "left",
             overflow="fold",
             min_width=max(map(len, words), default=1),
+            no_wrap=index == 0,
         )
     for row in rows:
         table.add_row(*(Text(harmless(cell)) for cell in row))

@@ -127,12 +127,12 @@ class MemoryBudget(Frozen):
     @property
     def fits(self) -> bool:
         """True where at least one request of `max_model_len` tokens fits beside the weights, and all on the card."""
-        return self.shortfall_bytes == 0 and self.outside_bytes >= 0
+        return self.shortfall_bytes == 0
 
     @property
     def shortfall_bytes(self) -> int:
-        """What is missing for one request of `max_model_len` tokens [bytes]; 0 where it fits."""
-        return max(0, self.request_bytes - self.kv_cache_bytes)
+        """What is missing for one request of `max_model_len` tokens, or on the card [bytes]; 0 where it fits."""
+        return max(0, self.request_bytes - self.kv_cache_bytes, -self.outside_bytes)
 
     @property
     def weights_gib(self) -> float:

@@ -42,6 +42,16 @@ def buffer_tensors(model: Model, layers: int, target: LoadTarget) -> Iterator[We
         yield _workspace("deep_gemm_workspace", DEEP_GEMM_WORKSPACE_BYTES)
 
 
+def grows_with_batch(model: Model) -> bool:
+    """True where a buffer is as long as the largest step."""
+    if model.vision is not None and model.vision.deepstack_layers:
+        return True
+    return any(
+        isinstance(kind.attention, LatentAttention) and kind.attention.indexer_topk
+        for kind in model.layer_kinds
+    )
+
+
 def has_attention_scales(model: Model, kind_index: int) -> bool:
     """Layers of this kind hold attention with a KV cache."""
     return isinstance(model.layer_kinds[kind_index].attention, SoftmaxAttention | LatentAttention)

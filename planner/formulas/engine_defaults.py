@@ -78,6 +78,8 @@ class EngineRules(NamedTuple):
     """KV offloading works beside the hybrid KV cache manager; before, that had to be disabled."""
     logs_concurrency_tokens: bool
     """Logged tokens are concurrency x max_model_len; before, blocks per group x block size."""
+    refines_expert_blocks: bool
+    """Experts stored in fp8 blocks may be cut within a block."""
     very_large_gpu_row: bool
     """GPUs from 160 GiB batch 16384 tokens, and sm100 captures graphs up to 1024."""
     small_gb10_row: bool
@@ -171,6 +173,7 @@ def engine_rules(engine_version: str = "") -> EngineRules:
         v2_runner_everywhere=since(29),
         offloads_hybrids=since(21),
         logs_concurrency_tokens=since(21),
+        refines_expert_blocks=since(30),
         very_large_gpu_row=since(28),
         small_gb10_row=since(33),
         captures_batched_tokens=since(21),

@@ -299,6 +299,22 @@ def check_parallelism(model: Model, parallelism: Parallelism) -> str | None:
     return None
 
 
+def check_unrefined_blocks(model: Model, parallelism: Parallelism) -> str | None:
+    """Why a release that takes the checkpoint's fp8 blocks as they are refuses this split, None where it does not.
+
+    Until 0.29 an expert's slice had to hold whole blocks (vllm/model_executor/layers/quantization/fp8.py,
+    create_weights); since 0.30 they are refined.
+    """
+    for index in range(len(model.layer_kinds)):
+        experts = layer_gemms(model, index, parallelism).experts
+        if experts is None or experts.stored is None or experts.dtype is not WeightDtype.FP8_BLOCK:
+            continue
+        if experts.intermediate % FP8_BLOCK:
+            width = experts.intermediate
+            return f"expert width of one rank, {width}, is not a multiple of the fp8 block {FP8_BLOCK}"
+    return None
+
+
 def _undivided(ranks: int, what: str, amount: int) -> str:
     return f"tensor parallel size {ranks} does not divide {what} {amount}"
 

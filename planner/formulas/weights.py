@@ -8,7 +8,7 @@ from typing import NamedTuple
 from planner.domain.deployment import Parallelism
 from planner.domain.dtypes import WeightDtype
 from planner.domain.model import DenseFfn, GemmRole, Layer, Model, MoeFfn, OuterTensor
-from planner.formulas.buffers import buffer_tensors, has_attention_scales
+from planner.formulas.buffers import buffer_tensors, grows_with_batch, has_attention_scales
 from planner.formulas.gemms import Experts, Gemm, expert_block, head_gemm, layer_gemms, padded_vocab
 from planner.formulas.load_order import LoadOrder, rounding_tensor
 from planner.formulas.load_target import LoadTarget
@@ -81,12 +81,18 @@ def fullest_rank_tensors(
     return max(ranks, key=total_bytes)
 
 
-@lru_cache(maxsize=4096)
 def weights_bytes(model: Model, parallelism: Parallelism, target: LoadTarget | None = None) -> int:
     """Weight bytes of the fullest rank, as vLLM reports after loading on `target` [bytes].
 
     Without a target the parameters alone.
     """
+    if target is not None and not grows_with_batch(model):
+        target = target._replace(batched_tokens=0)
+    return _weights_bytes(model, parallelism, target)
+
+
+@lru_cache(maxsize=4096)
+def _weights_bytes(model: Model, parallelism: Parallelism, target: LoadTarget | None) -> int:
     return total_bytes(fullest_rank_tensors(model, parallelism, target))
 
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from planner.domain.deployment import EngineSettings
 from planner.domain.dtypes import KvDtype, WeightDtype
 from planner.domain.hardware import Gpu
+from planner.domain.plan import Bottleneck
 from planner.formulas.dtype_support import kv_dtype_problem, weight_dtype_problem
 from planner.formulas.kv_cache import resolve_kv_dtype
 from planner.formulas.quantized import with_weight_dtype
@@ -101,8 +102,12 @@ def smallest_gpu(options: Sequence[tuple[Case, Sized]]) -> Gpu | None:
 def changes(case: Case, sizer: Sizer) -> tuple[Change, ...]:
     """One change at a time that gives more room, and a last one together where none alone is enough.
 
-    Least harmful first: what costs nothing but memory, then length, then hardware, then accuracy.
+    Least harmful first: what costs nothing but memory, then length, then hardware, then accuracy. None where it
+    is not memory that the deployment lacks.
     """
+    refusal = size(case, sizer).refusal
+    if refusal is not None and refusal.bottleneck is not Bottleneck.MEMORY:
+        return ()
     alone = tuple(_single_changes(case, sizer))
     if any(change.sized.refusal is None for change in alone):
         return alone
@@ -112,14 +117,19 @@ def changes(case: Case, sizer: Sizer) -> tuple[Change, ...]:
 
 def _single_changes(case: Case, sizer: Sizer) -> Iterator[Change]:
     engine = case.engine
-    if engine.gpu_memory_utilization < HIGH_UTILIZATION:
+    given = engine.kv_cache_memory_bytes is not None
+    if given:
+        yield _change(
+            "the cache that is left", "no --kv-cache-memory-bytes", _without_given_cache(case), sizer
+        )
+    if not given and engine.gpu_memory_utilization < HIGH_UTILIZATION:
         yield _change(
             "more of the card",
             f"--gpu-memory-utilization {HIGH_UTILIZATION}",
             _with_engine(case, gpu_memory_utilization=HIGH_UTILIZATION),
             sizer,
         )
-    if engine.max_num_batched_tokens > SMALL_STEP_TOKENS:
+    if not given and engine.max_num_batched_tokens > SMALL_STEP_TOKENS:
         seqs = min(engine.max_num_seqs, SMALL_STEP_SEQS)
         yield _change(
             "smaller steps",
@@ -137,7 +147,7 @@ def _single_changes(case: Case, sizer: Sizer) -> Iterator[Change]:
     smaller_kv = _with_fp8_kv(case)
     if smaller_kv is not None:
         yield _change("an fp8 KV cache", "--kv-cache-dtype fp8", smaller_kv, sizer)
-    for dtype in SMALLER_WEIGHTS:
+    for dtype in () if given else SMALLER_WEIGHTS:
         quantised = _with_weights(case, dtype)
         if quantised is not None:
             yield _change(f"{dtype} weights", _weight_flags(dtype), quantised, sizer)
@@ -145,7 +155,7 @@ def _single_changes(case: Case, sizer: Sizer) -> Iterator[Change]:
 
 def _all_at_once(case: Case, sizer: Sizer) -> Change | None:
     """The smallest weights and KV cache there are, on the least TP that then fits."""
-    smallest = case
+    smallest = _without_given_cache(case)
     flags: list[str] = []
     for dtype in reversed(SMALLER_WEIGHTS):
         quantised = _with_weights(case, dtype)
@@ -194,6 +204,11 @@ def _with_weights(case: Case, dtype: WeightDtype) -> Case | None:
 
 def _weight_flags(dtype: WeightDtype) -> str:
     return "--quantization fp8" if dtype is WeightDtype.FP8 else f"a checkpoint in {dtype}"
+
+
+def _without_given_cache(case: Case) -> Case:
+    engine = case.engine.model_copy(update={"kv_cache_memory_bytes": None})
+    return case._replace(engine=engine)
 
 
 def _with_tp(case: Case, tp: int) -> Case:

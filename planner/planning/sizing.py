@@ -12,7 +12,8 @@ from planner.domain.units import bytes_to_gib
 from planner.formulas.activations import ActivationShape, activation_shape
 from planner.formulas.draft import draft_bytes, draft_problem
 from planner.formulas.dtype_support import kv_dtype_problem, weight_dtype_problem
-from planner.formulas.gemms import check_parallelism
+from planner.formulas.engine_defaults import engine_rules
+from planner.formulas.gemms import check_parallelism, check_unrefined_blocks
 from planner.formulas.kv_cache import KvLayout, kv_layout
 from planner.formulas.kv_offload import offloading_problem
 from planner.formulas.kv_paging import KvPaging, default_paging, paging_problem
@@ -25,6 +26,9 @@ from planner.formulas.step import Cluster, StepModel, compile_step
 from planner.formulas.vision import loaded_model
 from planner.formulas.weights import weights_bytes
 from planner.planning.facts import Facts
+
+BLOCK_SIZE_STEP = 16
+"""Attention kernels on GPUs read whole multiples of so many tokens."""
 
 
 class Refusal(NamedTuple):
@@ -87,6 +91,10 @@ class Sizer:
         if isinstance(sharded, str):
             return Refusal(Bottleneck.PARALLELISM, parallelism.gpus, parallelism.tp, "ranks", sharded)
         paging = default_paging(gpu, model, kv_dtype) if paging is None else paging
+        if not engine_rules(paging.engine_version).refines_expert_blocks:
+            problem = check_unrefined_blocks(model, parallelism)
+            if problem is not None:
+                return Refusal(Bottleneck.PARALLELISM, parallelism.gpus, parallelism.tp, "ranks", problem)
         problem = paging_problem(model, paging)
         if problem is not None:
             return Refusal(Bottleneck.DTYPE, 1, 0, "support", problem)
@@ -147,10 +155,12 @@ def _resident(placed: Placed, engine: EngineSettings) -> Resident:
 
 
 def check_extras(model: Model, parallelism: Parallelism, engine: EngineSettings) -> None:
-    """Raises `InputError` where vLLM would not start with the adapters, draft or offloading asked for."""
+    """Raises `InputError` where vLLM would not start with the blocks, adapters, draft or offloading asked for."""
     version = engine.engine_version
     problem = None
-    if engine.lora is not None:
+    if engine.block_size % BLOCK_SIZE_STEP:
+        problem = f"block_size must be a multiple of {BLOCK_SIZE_STEP}, got {engine.block_size}"
+    if problem is None and engine.lora is not None:
         problem = lora_problem(model, parallelism, engine.lora, engine_version=version)
     if problem is None and engine.speculation is not None:
         problem = draft_problem(model, engine.speculation, parallelism, engine_version=version)
@@ -158,6 +168,25 @@ def check_extras(model: Model, parallelism: Parallelism, engine: EngineSettings)
         problem = offloading_problem(version)
     if problem is not None:
         raise InputError(problem)
+
+
+def _given_cache_refusal(placed: Placed, budget: MemoryBudget) -> Refusal:
+    """Why a KV cache given in bytes is too small for one request, or too large for the card."""
+    cache_gib, request_gib, card_gib = (
+        bytes_to_gib(size) for size in (budget.kv_cache_bytes, budget.request_bytes, budget.total_bytes)
+    )
+    if budget.kv_cache_bytes < budget.request_bytes:
+        reason = (
+            f"one request of {budget.max_model_len} tokens needs {request_gib:.1f} GiB of the {cache_gib:.1f} GiB "
+            "of KV cache that are given"
+        )
+        return Refusal(Bottleneck.MEMORY, request_gib, cache_gib, "GiB per GPU", reason)
+    taken_gib = bytes_to_gib(budget.loaded_bytes + budget.overhead_bytes)
+    reason = (
+        f"{cache_gib:.1f} GiB of KV cache as given and {taken_gib:.1f} GiB of weights and overhead are more than the "
+        f"{card_gib:.1f} GiB of one {placed.gpu.name}"
+    )
+    return Refusal(Bottleneck.MEMORY, cache_gib + taken_gib, card_gib, "GiB per GPU", reason)
 
 
 def check_length(max_model_len: int, model: Model) -> None:
@@ -176,6 +205,8 @@ def memory_refusal(placed: Placed, budget: MemoryBudget, engine: EngineSettings)
         bytes_to_gib(size)
         for size in (budget.loaded_bytes, budget.overhead_bytes, budget.request_bytes, budget.requested_bytes)
     )
+    if engine.kv_cache_memory_bytes is not None:
+        return _given_cache_refusal(placed, budget)
     need_gib = loaded_gib + overhead_gib + request_gib
     return Refusal(
         Bottleneck.MEMORY,

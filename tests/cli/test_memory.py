@@ -221,7 +221,7 @@ class TestExtras:
         found = cli(*LLAMA_8B, "--kv-offloading-gib", 16, "--json").json
         assert found["offloaded_blocks"] == 8192
         assert found["offloaded_tokens"] == 8192 * 16
-        assert "offloaded tokens: 131,072" in cli(*LLAMA_8B, "--kv-offloading-gib", 16).out
+        assert "Offloaded to the host: 131,072 tokens in 8,192 blocks" in cli(*LLAMA_8B, "--kv-offloading-gib", 16).out
 
     def test_a_tower_without_images_is_not_loaded(self, cli: Cli) -> None:
         model = ("memory", "--model", "google/gemma-3-4b-it", "--gpu", "L40S", "--json")
@@ -278,3 +278,57 @@ class TestLog:
 
     def test_no_log_is_one_line(self, cli: Cli, tmp_path: Path) -> None:
         assert "nothing.txt" in cli("memory", "--log", tmp_path / "nothing.txt", "--gpu", "H200").error
+
+
+class TestGivenCache:
+    def test_too_large_and_too_small_say_so(self, cli: Cli) -> None:
+        large = cli(*LLAMA_8B, "--kv-cache-memory-gib", 500)
+        assert large.code == 1
+        assert "500.0 GiB of KV cache as given and" in large.out
+        small = cli(*LLAMA_8B, "--kv-cache-memory-gib", 0.5, "--json")
+        assert small.code == 1
+        assert small.json["reason"] == (
+            "one request of 8192 tokens needs 1.0 GiB of the 0.5 GiB of KV cache that are given"
+        )
+        assert small.json["changes"][0]["fits"]
+        assert not [change for change in small.json["changes"] if "utilization" in change["flags"]]
+
+
+def test_vllm_names_of_flags_are_taken(cli: Cli) -> None:
+    ours = cli(*LLAMA_8B, "--tp", 2, "--weight-dtype", "fp8", "--kv-dtype", "fp8", "--json").json
+    theirs = ("--tensor-parallel-size", 2, "--quantization", "fp8", "--kv-cache-dtype", "fp8")
+    assert cli(*LLAMA_8B, *theirs, "--json").json == ours
+
+
+def test_what_is_not_memory_gets_no_memory_advice(cli: Cli) -> None:
+    wrong_tp = cli(*LLAMA_8B, "--tp", 3, "--json")
+    assert wrong_tp.code == 1
+    assert "does not divide" in wrong_tp.json["reason"]
+    assert wrong_tp.json["changes"] == []
+    assert "block_size must be a multiple of 16" in cli(*LLAMA_8B, "--block-size", 7).error
+
+
+def test_fp8_blocks_are_cut_since_they_are_refined(cli: Cli) -> None:
+    # 1536 wide experts on 8 ranks are 192 wide: one and a half blocks of 128
+    model = ("memory", "--model", "Qwen/Qwen3-235B-A22B-FP8", "--gpu", "H100", "--tp", 8, "--json")
+    old = cli(*model, "--engine-version", "0.29.0")
+    assert old.code == 1
+    assert "192, is not a multiple of the fp8 block 128" in old.json["reason"]
+    assert cli(*model, "--engine-version", "0.30.0").code == 0
+
+
+class TestLogAgainstAnotherCard:
+    def test_it_is_asked_whether_the_gpu_is_right(self, cli: Cli) -> None:
+        result = cli("memory", "--log", LOGS / "vllm-0.20.0.txt", "--gpu", "H100")
+        assert "is the GPU right?" in result.err
+        named = cli("memory", "--log", LOGS / "vllm-0.26.0-refused.txt", "--gpu", "H100")
+        assert "names another GPU, L4" in named.err
+
+    def test_options_count_before_the_log(self, cli: Cli) -> None:
+        log = ("memory", "--log", LOGS / "vllm-0.20.0.txt", "--gpu", "H200", "--json")
+        eager = {row["what"]: row["predicted"] for row in cli(*log, "--enforce-eager").json["rows"]}
+        assert eager["CUDA graphs"] is None
+        assert (
+            eager["KV cache"] > {row["what"]: row["predicted"] for row in cli(*log).json["rows"]}["KV cache"]
+        )
+        assert "read from it" in cli(*log, "--enable-lora").error
