@@ -1,6 +1,5 @@
 """One deployment as options describe it, with vLLM's defaults for what they leave out."""
 
-from pathlib import Path
 from typing import NamedTuple
 
 from pydantic import ValidationError
@@ -142,12 +141,6 @@ def gpu_named(name: str, memory_gib: float | None = None) -> Gpu:
     if not 1 <= memory_gib <= 10_000:
         raise InputError(f"gpu_memory_gib must be from 1 to 10,000, got {memory_gib:g}")
     return gpu.model_copy(update={"memory_bytes": gib_to_bytes(memory_gib), "memory_observed": True})
-
-
-def model_files(reference: str) -> tuple[Path, ...]:
-    """The files that a model given as a path may be read from."""
-    path = Path(reference.strip())
-    return (path, path / "config.json", path / "hf_quant_config.json")
 
 
 class Formats(NamedTuple):

@@ -8,7 +8,7 @@ from planner.calibrate.startup_log import LoggedStartup, Seen
 from planner.domain.base import InputError
 from planner.domain.deployment import MemoryBudget
 from planner.domain.units import bytes_to_gib
-from planner.formulas.engine_defaults import engine_rules
+from planner.formulas.profile_rules import profile_rules
 from planner.planning.facts import Facts
 from planner.planning.predict import Case, Sized, size
 from planner.planning.sizing import Sizer
@@ -105,7 +105,7 @@ def _overhead(logged: LoggedStartup, budget: MemoryBudget | None) -> Seen[float]
 
 def _notes(logged: LoggedStartup, case: Case, sized: Sized) -> Iterator[str]:
     memory, flags, engine = logged.memory, logged.flags, case.engine
-    rules = engine_rules(engine.engine_version)
+    rules = profile_rules(case.model, engine.engine_version, drafts=engine.speculation is not None)
     if logged.starts > 1:
         yield f"the engine starts {logged.starts} times in this log: the last time is compared"
     if sized.budget is not None and (text := _too_much(logged, case, sized.budget)):
@@ -115,8 +115,9 @@ def _notes(logged: LoggedStartup, case: Case, sized: Sized) -> Iterator[str]:
     if value_or(flags.device, "cuda") == "cpu":
         yield "the engine of this log ran on a CPU, which profiles nothing and pages its cache otherwise"
     if not rules.charges_cuda_graphs and not engine.enforce_eager:
+        runner = " on Model Runner V2" if rules.v2_runner else ""
         yield (
-            f"vLLM {rules.version} does not charge CUDA graphs to the KV cache: they take what "
+            f"vLLM {rules.version}{runner} does not charge CUDA graphs to the KV cache: they take what "
             "gpu_memory_utilization leaves free"
         )
     elif rules.charges_cuda_graphs and value_or(flags.graphs_charged, True) is False:

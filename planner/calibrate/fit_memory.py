@@ -24,7 +24,7 @@ from planner.domain.hardware import Gpu
 from planner.domain.model import Model
 from planner.domain.units import gib_to_bytes
 from planner.formulas.activations import activation_shape
-from planner.formulas.cuda_graphs import graph_bytes, graph_count, kernels_of_model
+from planner.formulas.cuda_graphs import graph_bytes, kernels_of_model
 from planner.formulas.engine_defaults import (
     EngineVersion,
     parse_version,
@@ -35,15 +35,17 @@ from planner.formulas.kv_paging import kv_paging
 from planner.formulas.load_target import LoadTarget, load_target
 from planner.formulas.memory import (
     Card,
+    MeasuredRange,
     MemoryCoefficients,
     Resident,
     activation_peak_bytes,
-    captured_sizes,
+    captured_graphs,
     cuda_graph_bytes,
+    engine_profile_rules,
     has_fused_all_reduce,
     memory_budget,
 )
-from planner.formulas.profile_rules import FLASHINFER_FUSION_SINCE, profile_rules
+from planner.formulas.profile_rules import FLASHINFER_FUSION_SINCE
 from planner.formulas.weights import weights_bytes
 
 GRAPHS_ESTIMATED_SINCE = EngineVersion(0, 18, 0)
@@ -58,7 +60,16 @@ NOTHING_FITTED = MemoryCoefficients(
     fused_all_reduce_bytes=NOTHING,
     cuda_graph_bytes_per_kernel=NOTHING,
     overhead_relative_error=0.0,
+    sibling_relative_error=0.0,
     untested_relative_error=0.0,
+    measured=MeasuredRange(
+        gpus=(),
+        capabilities=(),
+        tensor_parallel=(),
+        max_num_seqs=(),
+        max_num_batched_tokens=(),
+        releases=((0, 0), (0, 0)),
+    ),
     provenance="",
 )
 
@@ -96,8 +107,8 @@ class MemoryErrors(NamedTuple):
 def read_startup_logs(path: Path) -> list[StartupLog]:
     """Start-up logs of a CSV in the columns of a runs table.
 
-    Rows whose noted flags contradict their `gpu_memory_utilization` are left out: which of the two was run
-    is not known.
+    Where a row notes the flag `gpu-memory-utilization` and its column differs, the flag counts: it is what was
+    typed. Predictions and `validate` know no notes and read the column.
 
     Raises:
         InputError: the file cannot be read, or a row is no start-up log; file and line are named.
@@ -107,8 +118,7 @@ def read_startup_logs(path: Path) -> list[StartupLog]:
     try:
         for line, row in enumerate(csv.DictReader(io.StringIO(text, newline="")), start=2):
             try:
-                if not _contradicts_itself(row):
-                    logs.append(_startup_log(row))
+                logs.append(_startup_log(row))
             except KeyError as error:
                 raise InputError(f"{path}: column {error} is missing") from None
             except (TypeError, ValueError) as error:
@@ -131,7 +141,7 @@ def fit_memory(logs: Sequence[StartupLog], provenance: str) -> MemoryCoefficient
     """Medians of what the formulas leave unexplained, with 90 % intervals over the runs.
 
     One after the other: a line over the doublings of ranks where all-reduces are not fused, then what fusing adds.
-    The error of the whole is not set: `leave_one_model_out` tells it.
+    The errors of the whole are not set: `fit_and_test` tells them.
     """
     graphs = [
         _graph_bytes_per_kernel(log)
@@ -141,6 +151,7 @@ def fit_memory(logs: Sequence[StartupLog], provenance: str) -> MemoryCoefficient
     coefficients = NOTHING_FITTED.model_copy(
         update={
             "cuda_graph_bytes_per_kernel": _estimate(graphs) if graphs else NOTHING,
+            "measured": _measured(logs),
             "provenance": provenance,
         }
     )
@@ -214,7 +225,7 @@ def _slope(runs: Sequence[_LeftOver]) -> float:
 
 
 def _known_bytes(log: StartupLog, coefficients: MemoryCoefficients) -> int:
-    rules = profile_rules(log.model, log.engine.engine_version)
+    rules = engine_profile_rules(log.card, log.engine)
     graphs = cuda_graph_bytes(log.card, log.engine, coefficients) if rules.charges_cuda_graphs else 0
     return activation_peak_bytes(log.card, log.engine) + graphs
 
@@ -222,11 +233,9 @@ def _known_bytes(log: StartupLog, coefficients: MemoryCoefficients) -> int:
 def _graph_bytes_per_kernel(log: StartupLog) -> float:
     """Bytes of one kernel in one graph, the floor of a graph's size left aside."""
     kernels = kernels_of_model(log.model, log.card.parallelism)
-    sizes = captured_sizes(log.card, log.engine)
-    pool = cuda_graph_bytes(log.card, log.engine, NOTHING_FITTED) - graph_bytes(
-        sizes, kernels, 0.0, full_up_to=log.engine.max_num_seqs
-    )
-    return max(0.0, log.cuda_graph_bytes - pool) / (graph_count(sizes, log.engine.max_num_seqs) * kernels)
+    plan = captured_graphs(log.card, log.engine)
+    pool = cuda_graph_bytes(log.card, log.engine, NOTHING_FITTED) - graph_bytes(plan, kernels, 0.0)
+    return max(0.0, log.cuda_graph_bytes - pool) / (plan.counted * kernels)
 
 
 def _estimate(values: Iterable[float]) -> Estimate:
@@ -235,9 +244,9 @@ def _estimate(values: Iterable[float]) -> Estimate:
     return Estimate(value=round(median(known)), low=math.floor(low), high=math.ceil(high), n=len(known))
 
 
-def _contradicts_itself(row: dict[str, str]) -> bool:
+def _utilization(row: dict[str, str]) -> float:
     flag = UTILIZATION_FLAG.search(row["notes"])
-    return flag is not None and float(flag[1]) != float(row["gpu_memory_utilization"])
+    return float(flag[1] if flag is not None else row["gpu_memory_utilization"])
 
 
 def _startup_log(row: dict[str, str]) -> StartupLog:
@@ -250,17 +259,18 @@ def _startup_log(row: dict[str, str]) -> StartupLog:
         max_num_seqs=int(row["max_num_seqs"] or defaults.max_num_seqs),
         max_num_batched_tokens=int(row["max_num_batched_tokens"] or defaults.max_num_batched_tokens),
         max_model_len=int(float(row["max_model_len"])),
-        gpu_memory_utilization=float(row["gpu_memory_utilization"]),
+        gpu_memory_utilization=_utilization(row),
         enforce_eager=row["enforce_eager"] == "True",
         async_scheduling=defaults.async_scheduling,
         engine_version=row["engine_version"],
     )
+    kv = kv_layout(model, parallelism, kv_dtype, kv_paging(engine, gpu, model, kv_dtype))
     return StartupLog(
         run_id=row["run_id"],
         model=model,
-        card=Card(gpu, parallelism, activation_shape(model, parallelism)),
+        card=Card(gpu, parallelism, activation_shape(model, parallelism), kv.block_size),
         engine=engine,
-        kv=kv_layout(model, parallelism, kv_dtype, kv_paging(engine, gpu, model, kv_dtype)),
+        kv=kv,
         weights_bytes=gib_to_bytes(float(row["weights_gib_per_gpu"])),
         kv_cache_bytes=gib_to_bytes(float(row["kv_cache_gib_per_gpu"])),
         kv_cache_tokens=int(float(row["kv_cache_tokens"])),
@@ -284,15 +294,36 @@ def fit_and_test(table: Path) -> tuple[MemoryCoefficients, MemoryErrors]:
         raise InputError(f"{table}: start-up logs of two models or more are needed, got {len(models)}")
     errors = leave_one_model_out(logs)
     fitted = fit_memory(logs, f"{len(logs)} vLLM start-up logs ({', '.join(models)})")
-    on_gpus = _left_out_or(logs, lambda log: log.card.gpu.name, errors)
-    on_generations = _left_out_or(logs, _generation, errors)
-    within = max(_spread(errors), _spread(on_gpus))
+    within = max(
+        _spread(errors),
+        _spread(_left_out_or(logs, lambda log: log.card.parallelism.tp, errors)),
+        _spread(_left_out_or(logs, _release, errors)),
+    )
+    siblings = max(within, _spread(_left_out_or(logs, lambda log: log.card.gpu.name, errors)))
+    beyond = max(siblings, _spread(_left_out_or(logs, _generation, errors)))
     return fitted.model_copy(
         update={
             "overhead_relative_error": within,
-            "untested_relative_error": max(within, _spread(on_generations)),
+            "sibling_relative_error": siblings,
+            "untested_relative_error": beyond,
         }
     ), errors
+
+
+def _measured(logs: Sequence[StartupLog]) -> MeasuredRange:
+    return MeasuredRange(
+        gpus=tuple(sorted({log.card.gpu.name for log in logs})),
+        capabilities=tuple(sorted({log.card.gpu.compute_capability for log in logs})),
+        tensor_parallel=tuple(sorted({log.card.parallelism.tp for log in logs})),
+        max_num_seqs=tuple(sorted({log.engine.max_num_seqs for log in logs})),
+        max_num_batched_tokens=tuple(sorted({log.engine.max_num_batched_tokens for log in logs})),
+        releases=(min(map(_release, logs)), max(map(_release, logs))),
+    )
+
+
+def _release(log: StartupLog) -> tuple[int, int]:
+    version = parse_version(log.engine.engine_version)
+    return version.major, version.minor
 
 
 def _generation(log: StartupLog) -> bool:

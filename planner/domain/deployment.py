@@ -43,22 +43,23 @@ class Speculation(Frozen):
 class EngineSettings(Frozen):
     """vLLM flags that change memory or latency."""
 
-    max_num_seqs: int = Field(ge=1)
-    max_num_batched_tokens: int = Field(ge=1)
-    max_model_len: int = Field(ge=1)
+    max_num_seqs: int = Field(ge=1, le=1_000_000)
+    max_num_batched_tokens: int = Field(ge=1, le=10_000_000)
+    max_model_len: int = Field(ge=1, le=100_000_000)
     gpu_memory_utilization: float = Field(gt=0, le=1)
     enforce_eager: bool = False
     async_scheduling: bool = True
-    block_size: int = Field(default=16, ge=1)
-    engine_version: str = "0.26.0"
+    block_size: int = Field(default=16, ge=1, le=65_536)
+    engine_version: str = ""
+    """Empty: the newest release that was read."""
     enable_prefix_caching: bool = True
     hybrid_kv_cache_manager: bool = True
     """False: every layer is paged like full attention (--disable-hybrid-kv-cache-manager)."""
     multimodal: bool = True
     """False: no images or videos are taken, so their encoder is not profiled (--limit-mm-per-prompt 0)."""
-    kv_cache_memory_bytes: int | None = Field(default=None, ge=0)
+    kv_cache_memory_bytes: int | None = Field(default=None, ge=0, le=10**15)
     """The KV cache of each GPU as given (--kv-cache-memory-bytes); None: what the profiling run leaves."""
-    kv_offload_bytes: int = Field(default=0, ge=0)
+    kv_offload_bytes: int = Field(default=0, ge=0, le=10**15)
     """Host memory for blocks that leave the card, all ranks together (--kv-offloading-size)."""
     lora: LoraSlots | None = None
     speculation: Speculation | None = None

@@ -16,6 +16,10 @@ class Confidence(StrEnum):
     LOW = "low"
 
 
+BRIDGED_NAMES = ("PCIe", "NVL", "RTX", "A40")
+"""Cards, as opposed to modules on a board with NVSwitch."""
+
+
 class Gpu(Frozen):
     """One accelerator as its maker and its driver describe it."""
 
@@ -53,6 +57,16 @@ class Gpu(Frozen):
     def is_hopper(self) -> bool:
         """Compute capability 9.x: where vLLM's Hopper kernels run."""
         return self.compute_capability.startswith("9.")
+
+    @property
+    def is_datacenter_blackwell(self) -> bool:
+        """Compute capability 10.x (B200, B300 and theirs with Grace), which has kernels of its own."""
+        return self.compute_capability.startswith("10.")
+
+    @property
+    def has_nvlink_bridges(self) -> bool:
+        """Bridges join a few of these GPUs, and no switch: nothing is sent to all ranks at once (multicast)."""
+        return self.nvlink_bytes_per_s > 0 and any(mark in self.name for mark in BRIDGED_NAMES)
 
 
 class Interconnect(StrEnum):

@@ -10,7 +10,7 @@ from planner.formulas.tensors import WeightTensor, total_bytes
 from planner.formulas.vision import loaded_model
 from planner.formulas.weights import fullest_rank_tensors
 from planner.planning.predict import Case
-from planner.planning.sizing import Placed
+from planner.planning.sizing import Placed, loading_target
 
 TENSOR_COLUMNS = ("part", "group", "name", "shape_per_rank", "copies", "dtype", "bytes_per_gpu")
 KV_GROUP_COLUMNS = (
@@ -32,7 +32,7 @@ def tensor_rows(case: Case, placed: Placed, kv_cache_bytes: int) -> list[Row]:
     `bytes_per_gpu` is of all copies, scales and zero points included. The KV cache is one row: its blocks.
     """
     engine, layout = case.engine, case.parallelism
-    target = placed.target._replace(batched_tokens=engine.max_num_batched_tokens)
+    target = loading_target(placed, engine)
     weights = fullest_rank_tensors(loaded_model(case.model, engine), layout, target)
     rows = list(_rows("weights", weights))
     if engine.speculation is not None:

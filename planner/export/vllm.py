@@ -1,4 +1,4 @@
-"""The `vllm serve` line of a deployment; flag names are those of vllm/engine/arg_utils.py (0.11 to 0.32)."""
+"""The `vllm serve` line of a deployment; flag names are those of vllm/engine/arg_utils.py (0.11 to 0.33)."""
 
 import json
 import shlex
@@ -89,7 +89,7 @@ def _cache_flags(engine: EngineSettings) -> list[str]:
     if engine.kv_cache_memory_bytes is not None:
         words += ["--kv-cache-memory-bytes", str(engine.kv_cache_memory_bytes)]
     if engine.kv_offload_bytes:
-        words += ["--kv-offloading-size", f"{bytes_to_gib(engine.kv_offload_bytes):.12g}"]
+        words += ["--kv-offloading-size", f"{bytes_to_gib(engine.kv_offload_bytes):.6g}"]
     return words
 
 

@@ -13,7 +13,8 @@ from planner.domain.model import (
     MoeFfn,
     SoftmaxAttention,
 )
-from planner.formulas.engine_defaults import EngineVersion
+from planner.formulas.allocator import round_up
+from planner.formulas.engine_defaults import EngineVersion, parse_version
 from planner.formulas.gemms import Experts, layer_gemms, padded_vocab
 from planner.formulas.moe_workspace import KernelSite, expert_memory
 
@@ -27,7 +28,8 @@ determine_chunked_prefill_workspace_size)."""
 LATENT_CONTEXT_REQUESTS = 8
 LATENT_CONTEXT_PAGES = 4
 """That is 8 sequences of full length, or 4 pages for each sequence where that is more."""
-
+LATENT_CONTEXT_ALIGNED_SINCE = EngineVersion(0, 28, 0)
+"""Before, there was a page for each sequence at least; from here on whole pages within the limit."""
 
 SPARSE_CONTEXT_LENGTHS = 40
 """A sparse-attention indexer gathers the keys of this many sequences of full length at once
@@ -123,11 +125,18 @@ def activation_shape(model: Model, parallelism: Parallelism) -> ActivationShape:
     )
 
 
-def latent_context_tokens(engine: EngineSettings) -> int:
-    """Context that MLA makes room for in the profiling run [tokens]."""
-    pages = engine.max_num_seqs * engine.block_size
+def latent_context_tokens(engine: EngineSettings, block_size: int) -> int:
+    """Context that MLA makes room for in the profiling run [tokens], with blocks as they are paged.
+
+    The block size is the attention backend's: the platform sets it before the model is made, since 0.18 before
+    it is profiled (platforms/interface.py, update_block_size_for_backend).
+    """
+    pages = engine.max_num_seqs * block_size
     wanted = max(LATENT_CONTEXT_REQUESTS * engine.max_model_len, LATENT_CONTEXT_PAGES * pages)
-    return max(min(wanted, LATENT_CONTEXT_TOKENS), pages)
+    limited = min(wanted, LATENT_CONTEXT_TOKENS)
+    if parse_version(engine.engine_version) >= LATENT_CONTEXT_ALIGNED_SINCE:
+        return round_up(max(limited, block_size), block_size)
+    return max(limited, pages)
 
 
 def _block_shape(kind: Layer, hidden: int, tp: int, experts: Experts | None) -> BlockShape:

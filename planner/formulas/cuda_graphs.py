@@ -1,6 +1,7 @@
 """Memory of CUDA graphs as vLLM estimates it before it sizes the KV cache."""
 
 from functools import lru_cache
+from typing import NamedTuple
 
 from planner.domain.deployment import Parallelism
 from planner.domain.dtypes import WeightDtype
@@ -50,19 +51,30 @@ def layer_kernels(model: Model, kind_index: int, parallelism: Parallelism) -> in
     return len(products) + quantising + _mixer_kernels(layer) + _ffn_kernels(layer) + all_reduces
 
 
-def graph_bytes(sizes: tuple[int, ...], kernels: int, bytes_per_kernel: float, *, full_up_to: int) -> int:
-    """All graphs of these step sizes, without the pool they share [bytes].
+class GraphPlan(NamedTuple):
+    """The graphs that an engine captures."""
 
-    Every size is captured piece by piece, and those of at most `full_up_to` sequences as one graph too; each
-    graph counts as the second largest does (vllm/v1/worker/gpu_model_runner.py, profile_cudagraph_memory).
-    """
-    graphs = graph_count(sizes, full_up_to)
-    return round(graphs * max(LEAST_GRAPH_BYTES, kernels * bytes_per_kernel))
+    sizes: tuple[int, ...]
+    """Captured piece by piece [tokens]."""
+    full_up_to: int
+    """Sizes up to this are captured as one graph too [tokens]."""
+    v2_runner: bool = False
+
+    @property
+    def counted(self) -> int:
+        """Graphs that the estimate counts apart from the pool they share.
+
+        Each way of capturing counts its first graph and as many times the second as there are more. Of the two
+        first graphs the V1 runner takes the larger one, since they share the pool; the V2 runner adds both
+        (profile_cudagraph_memory in vllm/v1/worker/gpu_model_runner.py and vllm/v1/worker/gpu/cudagraph_utils.py).
+        """
+        full = sum(size <= self.full_up_to for size in self.sizes)
+        return len(self.sizes) + (full if self.v2_runner else max(0, full - 1))
 
 
-def graph_count(sizes: tuple[int, ...], full_up_to: int) -> int:
-    """Graphs captured for these step sizes, in pieces and whole."""
-    return len(sizes) + sum(size <= full_up_to for size in sizes)
+def graph_bytes(plan: GraphPlan, kernels: int, bytes_per_kernel: float) -> int:
+    """All graphs of a plan, without the pool they share [bytes]."""
+    return round(plan.counted * max(LEAST_GRAPH_BYTES, kernels * bytes_per_kernel))
 
 
 def _quantises_apart(layer: Layer, role: GemmRole) -> bool:

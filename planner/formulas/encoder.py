@@ -10,8 +10,9 @@ from math import ceil, sqrt
 from typing import NamedTuple
 
 from planner.domain.deployment import EngineSettings
-from planner.domain.model import LinearAttention, MambaMixer, Model, TowerFamily, VisionTower
+from planner.domain.model import Model, TowerFamily, VisionTower
 from planner.formulas.engine_defaults import EngineVersion, parse_version
+from planner.formulas.profile_rules import uses_v2_runner
 from planner.formulas.vision import head_width, tower_ranks
 
 BYTES_PER_VALUE = 2
@@ -82,10 +83,8 @@ class EncoderRules(NamedTuple):
     """Qwen3-VL's learned positions are interpolated in one kernel, not from four gathered copies."""
     batches_frames: bool
     """Gemma 4 encodes its frames together, not one by one."""
-    second_runner_is_default: bool
-    second_runner_takes_all: bool
-    """Before, it was the default for dense models without recurrent layers only."""
-    second_runner_profiles: bool
+    v2_runner_profiles: bool
+    """Model Runner V2 profiles the encoder too."""
 
 
 class BatchLimits(NamedTuple):
@@ -128,7 +127,7 @@ class EncoderProfile(NamedTuple):
 def encoder_rules(engine_version: str = "") -> EncoderRules:
     """The rules of a release; one between two that were read follows the older one.
 
-    Sources: gpu_model_runner.py and gpu/model_runner.py (profile_run), config/vllm.py (use_v2_model_runner),
+    Sources: gpu_model_runner.py and gpu/model_runner.py (profile_run),
     models/{qwen3_vl,qwen2_5_vl,gemma4_mm}.py of 0.11.0 to 0.33.0.
     """
     version = parse_version(engine_version)
@@ -141,9 +140,7 @@ def encoder_rules(engine_version: str = "") -> EncoderRules:
         copies_before_turning=since(16),
         interpolates_in_kernel=since(20),
         batches_frames=since(22),
-        second_runner_is_default=since(25),
-        second_runner_takes_all=since(29),
-        second_runner_profiles=since(27),
+        v2_runner_profiles=since(27),
     )
 
 
@@ -152,13 +149,12 @@ def encoder_profile(model: Model, engine: EngineSettings, tp: int = 1) -> Encode
     if model.vision is None or not engine.multimodal:
         return EncoderProfile()
     rules = encoder_rules(engine.engine_version)
-    second_runner = rules.second_runner_is_default and (
-        rules.second_runner_takes_all or _is_plain_dense(model)
-    )
-    if second_runner and not rules.second_runner_profiles:
+    drafts = engine.speculation is not None
+    v2_runner = uses_v2_runner(model, parse_version(engine.engine_version), drafts=drafts)
+    if v2_runner and not rules.v2_runner_profiles:
         return EncoderProfile()
     limits = BatchLimits(engine.max_num_batched_tokens, engine.max_num_seqs, engine.max_model_len)
-    return _profile(model.vision, rules, limits, tp, keeps_inputs=not second_runner)
+    return _profile(model.vision, rules, limits, tp, keeps_inputs=not v2_runner)
 
 
 @lru_cache(maxsize=4096)
@@ -170,11 +166,6 @@ def _profile(
         encoder_peak_bytes(tower, batch, rules, tp=tp),
         encoder_cache_bytes(tower, batch, keeps_inputs=keeps_inputs),
     )
-
-
-def _is_plain_dense(model: Model) -> bool:
-    recurrent = any(isinstance(kind.attention, LinearAttention | MambaMixer) for kind in model.layer_kinds)
-    return not (model.has_moe or recurrent)
 
 
 def encoder_batch(tower: VisionTower, rules: EncoderRules, limits: BatchLimits) -> EncoderBatch:

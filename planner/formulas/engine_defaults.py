@@ -20,8 +20,11 @@ LARGE_MEMORY_BYTES = 70 * GIB_BYTES
 VERY_LARGE_MEMORY_BYTES = 160 * GIB_BYTES
 CAPTURE_CEILING_TOKENS = 512
 WIDE_CAPTURE_CEILING_TOKENS = 1024
+OLD_WIDE_CAPTURE_CEILING_TOKENS = 992
+"""Before 0.12, as far as FlashAttention 3 went."""
 WIDE_CAPTURE_ARCHITECTURES = ("GptOssForCausalLM",)
-"""vllm/model_executor/models/config.py captures twice as far for these, whatever `max_num_seqs` is."""
+"""vllm/model_executor/models/config.py captures twice as far for these, whatever `max_num_seqs` is, and took every
+16th size for them before others did."""
 GB10_CAPABILITY = "12.1"
 """DGX Spark: the memory of a large card without its arithmetic."""
 
@@ -36,6 +39,10 @@ class EngineVersion(NamedTuple):
     def __str__(self) -> str:
         return f"{self.major}.{self.minor}.{self.patch}"
 
+    def since(self, minor: int) -> bool:
+        """True from release 0.`minor`.0 on."""
+        return self >= (0, minor, 0)
+
 
 OLDEST_VERSION = EngineVersion(0, 8, 0)
 """The first with the V1 engine as the default."""
@@ -49,10 +56,6 @@ class EngineRules(NamedTuple):
     version: EngineVersion
     gpu_memory_utilization: float
     async_scheduling: bool
-    charges_cuda_graphs: bool
-    """The estimated CUDA-graph memory comes off the KV cache (VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS)."""
-    sampler_sorts: bool
-    """Top-k and top-p sort all logits; since 0.17 a kernel filters them in place."""
     chunked_local_hybrid: bool
     """Chunked-local layers keep only their chunk; before, they were cached like full attention."""
     group_ratio: float
@@ -72,8 +75,6 @@ class EngineRules(NamedTuple):
     """The engine starts only where a request fits beside the null block."""
     backend_block_size: bool
     """The attention backend that was chosen names the block size; before, the platform guessed the backend."""
-    v2_runner_everywhere: bool
-    """The V2 model runner, which overlaps steps of a pipeline too, runs every model."""
     offloads_hybrids: bool
     """KV offloading works beside the hybrid KV cache manager; before, that had to be disabled."""
     logs_concurrency_tokens: bool
@@ -151,16 +152,11 @@ def engine_rules(engine_version: str = "") -> EngineRules:
     (0.9, 0.92)
     """
     version = parse_version(engine_version)
-
-    def since(minor: int) -> bool:
-        return version >= EngineVersion(0, minor, 0)
-
+    since = version.since
     return EngineRules(
         version=version,
         gpu_memory_utilization=0.92 if since(20) else 0.9,
         async_scheduling=since(14),
-        charges_cuda_graphs=since(20),
-        sampler_sorts=not since(17),
         chunked_local_hybrid=since(14),
         group_ratio=1.5 if since(18) else 1.25 if since(12) else 1.0,
         reserves_in_flight_batches=since(26),
@@ -170,7 +166,6 @@ def engine_rules(engine_version: str = "") -> EngineRules:
         linear_checkpoints=since(33),
         reserves_null_block=since(29),
         backend_block_size=since(18),
-        v2_runner_everywhere=since(29),
         offloads_hybrids=since(21),
         logs_concurrency_tokens=since(21),
         refines_expert_blocks=since(30),
@@ -209,9 +204,10 @@ def server_defaults(gpu: Gpu, engine_version: str = "") -> ServerDefaults:
 def capture_limit(gpu: Gpu, architecture: str = "", engine_version: str = "") -> CaptureLimit:
     """How far CUDA graphs are captured for a model on a GPU."""
     if architecture in WIDE_CAPTURE_ARCHITECTURES:
-        return CaptureLimit(WIDE_CAPTURE_CEILING_TOKENS, follows_max_num_seqs=False)
-    datacenter_blackwell = gpu.compute_capability.startswith("10.")
-    if datacenter_blackwell and engine_rules(engine_version).very_large_gpu_row:
+        newer = engine_rules(engine_version).coarse_capture_grid
+        ceiling_tokens = WIDE_CAPTURE_CEILING_TOKENS if newer else OLD_WIDE_CAPTURE_CEILING_TOKENS
+        return CaptureLimit(ceiling_tokens, follows_max_num_seqs=False)
+    if gpu.is_datacenter_blackwell and engine_rules(engine_version).very_large_gpu_row:
         return CaptureLimit(WIDE_CAPTURE_CEILING_TOKENS)
     return DEFAULT_CAPTURE_LIMIT
 
@@ -239,7 +235,8 @@ def capture_sizes(
     largest = min(wanted, max_num_batched_tokens)
     sizes = {size for size in (1, 2, 4) if size <= largest}
     sizes |= set(range(8, min(largest + 1, 256), 8))
-    sizes |= set(range(256, largest + 1, 16 if rules.coarse_capture_grid else 8))
+    coarse = rules.coarse_capture_grid or not limit.follows_max_num_seqs
+    sizes |= set(range(256, largest + 1, 16 if coarse else 8))
     if rules.captures_batched_tokens and max_num_batched_tokens <= largest:
         sizes.add(max_num_batched_tokens)
     if rules.captures_max_num_seqs and limit.follows_max_num_seqs and max_num_seqs <= largest:

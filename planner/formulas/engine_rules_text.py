@@ -1,6 +1,6 @@
 """Which of vLLM's memory rules changed between releases, and how they stand for one deployment, in words.
 
-The borders are those of `engine_rules`; the sentences name the release that moved each of them.
+The borders are those of `engine_rules` and `profile_rules`; the sentences name the release that moved each of them.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,8 @@ from planner.formulas.engine_defaults import (
     parse_version,
 )
 from planner.formulas.kv_cache import resolve_kv_dtype
-from planner.formulas.kv_paging import KvPaging, is_data_center_blackwell, kv_paging
+from planner.formulas.kv_paging import KvPaging, kv_paging
+from planner.formulas.profile_rules import SORTING_SAMPLER, ProfileRules, profile_rules, uses_v2_runner
 
 
 class Deployed(NamedTuple):
@@ -70,6 +71,9 @@ def named_rules(
     rules = engine_rules(engine.engine_version)
     deployed = Deployed(model, gpu, engine, rules, kv_paging(engine, gpu, model, kv_dtype))
     sentences = [_range_sentence(rules), _utilization_sentence(rules), _grouping_sentence(deployed)]
+    profile = profile_rules(model, engine.engine_version, drafts=engine.speculation is not None)
+    sentences += [_runner_sentence(deployed, profile), _graphs_sentence(deployed, profile)]
+    sentences.append(_sampler_sentence(profile))
     sentences += [rule.sentence(rules) for rule in RELEASE_RULES if rule.matters(deployed)]
     sentences += [_block_size_sentence(deployed), _hybrid_manager_sentence(deployed)]
     if resolve_kv_dtype(model, kv_dtype, engine.engine_version) is KvDtype.FP8:
@@ -120,7 +124,7 @@ def _block_size_sentence(deployed: Deployed) -> str:
 
 
 def _packed_latent_sentence(deployed: Deployed) -> str:
-    if not _sparse(deployed) or not is_data_center_blackwell(deployed.gpu):
+    if not _sparse(deployed) or not deployed.gpu.is_datacenter_blackwell:
         return ""
     if deployed.paging.packs_fp8_latent:
         return "Before 0.19 an fp8 cache of sparse MLA is packed with its scales (fp8_ds_mla)."
@@ -130,7 +134,50 @@ def _packed_latent_sentence(deployed: Deployed) -> str:
 def _hybrid_manager_sentence(deployed: Deployed) -> str:
     if not deployed.engine.kv_offload_bytes or deployed.rules.offloads_hybrids:
         return ""
-    return "Before 0.21 KV offloading works only with --disable-hybrid-kv-cache-manager, which is assumed."
+    return (
+        "Before 0.21 the connector of --kv-offloading-size refuses the hybrid KV cache manager: the engine starts "
+        "only with --disable-hybrid-kv-cache-manager, which is assumed."
+    )
+
+
+def _runner_sentence(deployed: Deployed, profile: ProfileRules) -> str:
+    if profile.v2_runner or not uses_v2_runner(deployed.model, profile.version):
+        return ""
+    return "Before 0.31 a draft model keeps the model on the V1 model runner."
+
+
+def _graphs_sentence(deployed: Deployed, profile: ProfileRules) -> str:
+    if not _captures(deployed):
+        return ""
+    estimator = "Model Runner V2" if profile.v2_runner else "the engine"
+    since = "0.29" if profile.v2_runner else "0.20"
+    if profile.charges_cuda_graphs:
+        return (
+            f"Since {since} {estimator} estimates its CUDA graphs, and their memory comes off the KV cache."
+        )
+    return (
+        f"Before {since} {estimator} charges nothing for CUDA graphs: they are captured in what "
+        "gpu_memory_utilization leaves free."
+    )
+
+
+def _sampler_sentence(profile: ProfileRules) -> str:
+    """What of the profiling run's sampling changed with the release and the model runner."""
+    if profile.sorts_logits:
+        return "From 0.11.1 until 0.17 top-k and top-p sort all logits, which raises the peak of the profiling run."
+    if profile.filters_logits:
+        return (
+            "From 0.17 until 0.21 a Triton kernel filters the logits by top-k and top-p in place, so the profiling "
+            "run peaks lower."
+        )
+    if not profile.v2_runner:
+        span = "Before 0.11.1" if profile.version < SORTING_SAMPLER[0] else "Since 0.21"
+        return f"{span} FlashInfer filters the logits by top-k and top-p on the V1 model runner, without sorting them."
+    if profile.draws_filtered:
+        return "Since 0.33 Model Runner V2 profiles top-k and top-p too, on an fp32 copy of the logits."
+    if profile.copies_logits:
+        return "Before 0.26 Model Runner V2 samples from an fp32 copy of the logits."
+    return "From 0.26 until 0.33 Model Runner V2 profiles sampling from the 16-bit logits as they are."
 
 
 def _captures(deployed: Deployed) -> bool:
@@ -185,21 +232,6 @@ def _latent(deployed: Deployed) -> list[LatentAttention]:
 
 RELEASE_RULES = (
     ReleaseRule(
-        "charges_cuda_graphs",
-        "0.20",
-        "the estimated CUDA-graph memory comes off the KV cache",
-        "CUDA graphs are captured in what gpu_memory_utilization leaves free, not in the KV cache's share",
-        _captures,
-    ),
-    ReleaseRule(
-        "sampler_sorts",
-        "0.17",
-        "top-k and top-p filter the logits in place, so the profiling run peaks lower",
-        "top-k and top-p sort all logits, which raises the peak of the profiling run",
-        lambda _: True,
-        inverted=True,
-    ),
-    ReleaseRule(
         "async_scheduling",
         "0.14",
         "asynchronous scheduling is on by default",
@@ -228,7 +260,7 @@ RELEASE_RULES = (
         "0.28",
         "CUDA graphs are captured up to 1,024 tokens on this GPU",
         "CUDA graphs are captured up to 512 tokens on this GPU",
-        lambda deployed: _captures(deployed) and is_data_center_blackwell(deployed.gpu),
+        lambda deployed: _captures(deployed) and deployed.gpu.is_datacenter_blackwell,
     ),
     ReleaseRule(
         "coarse_capture_grid",

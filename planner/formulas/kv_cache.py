@@ -16,19 +16,18 @@ import numpy as np
 from planner.domain.base import InputError
 from planner.domain.deployment import Parallelism
 from planner.domain.dtypes import KV_BYTES, KvDtype, WeightDtype
-from planner.domain.model import LatentAttention, LinearAttention, MambaMixer, Model
+from planner.domain.model import LatentAttention, Model
 from planner.formulas.arrays import FloatArray
 from planner.formulas.engine_defaults import EngineRules, engine_rules
 from planner.formulas.kv_groups import Group, group_layers, page_layers
 from planner.formulas.kv_layers import CacheFormat, CacheKind, LayerCache, layer_caches
 from planner.formulas.kv_paging import KvPaging, paging_problem
+from planner.formulas.profile_rules import uses_v2_runner
 from planner.formulas.weights import pipeline_layers
 
 NULL_BLOCKS = 1
 """vLLM's pool keeps one block as a placeholder: counted in `num_gpu_blocks`, it holds no token."""
 DEFAULT_PAGING = KvPaging()
-V2_RUNNER_ARCHITECTURES = ("DeepseekV2ForCausalLM", "GraniteMoeForCausalLM", "Qwen2MoeForCausalLM")
-"""Mixtures of experts that vLLM 0.26 to 0.28 ran on its V2 model runner (vllm/config/vllm.py)."""
 
 
 class KvPart(NamedTuple):
@@ -312,19 +311,11 @@ def _promoted(
 def _batches_in_flight(model: Model, parallelism: Parallelism, paging: KvPaging, rules: EngineRules) -> int:
     """Steps that run at once (vllm/config/vllm.py, max_concurrent_batches).
 
-    The V1 model runner does not overlap steps of a pipeline; the V2 runner does, and was first given dense models
-    without states and a few architectures.
+    The V1 model runner does not overlap steps of a pipeline; the V2 runner does.
     """
     if not rules.reserves_in_flight_batches:
         return 1
-    v2_runner = (
-        rules.v2_runner_everywhere
-        or model.architecture in V2_RUNNER_ARCHITECTURES
-        or not (
-            model.has_moe
-            or any(isinstance(kind.attention, LinearAttention | MambaMixer) for kind in model.layer_kinds)
-        )
-    )
+    v2_runner = uses_v2_runner(model, rules.version, drafts=paging.draft is not None)
     overlaps = paging.async_scheduling and (v2_runner or parallelism.pp == 1)
     return parallelism.pp + int(overlaps)
 

@@ -24,7 +24,6 @@ from planner.domain.model import (
 from planner.formulas.engine_defaults import (
     DEFAULT_BLOCK_SIZE_TOKENS,
     EngineRules,
-    EngineVersion,
     engine_rules,
 )
 
@@ -89,7 +88,7 @@ def kv_paging(engine: EngineSettings, gpu: Gpu, model: Model, kv_dtype: KvDtype 
             engine.hybrid_kv_cache_manager and (rules.offloads_hybrids or engine.kv_offload_bytes == 0)
         ),
         checkpoint_states=int(checkpoints),
-        packs_fp8_latent=not (is_data_center_blackwell(gpu) and _since(rules, 19)),
+        packs_fp8_latent=not (gpu.is_datacenter_blackwell and rules.version.since(19)),
         draft=None if speculation is None else speculation.draft,
         num_speculative_tokens=0 if speculation is None else speculation.num_speculative_tokens,
     )
@@ -118,6 +117,8 @@ def default_paging(
 
 def paging_problem(model: Model, paging: KvPaging) -> str | None:
     """Why vLLM does not start with this cache, or None (unify_hybrid_kv_cache_specs)."""
+    if all(kind.attention is None for kind in model.layer_kinds):
+        return f"no layer of {model.name} keeps anything of a sequence: there is no cache to plan"
     if paging.hybrid_kv_cache_manager:
         return None
     kinds = set(_attentions(model))
@@ -147,7 +148,7 @@ def _wanted_block_size(rules: EngineRules, gpu: Gpu, model: Model, kv_dtype: KvD
         return DEFAULT_BLOCK_SIZE_TOKENS
     if latent.indexer_heads or latent.indexer_topk:
         return LATENT_BLOCK_TOKENS
-    if is_data_center_blackwell(gpu):
+    if gpu.is_datacenter_blackwell:
         return _blackwell_latent_block_size(rules, gpu, latent)
     if gpu.is_hopper and (not rules.backend_block_size or _is_fp8(model, kv_dtype)):
         return LATENT_BLOCK_TOKENS
@@ -156,26 +157,26 @@ def _wanted_block_size(rules: EngineRules, gpu: Gpu, model: Model, kv_dtype: KvD
 
 def _blackwell_latent_block_size(rules: EngineRules, gpu: Gpu, latent: LatentAttention) -> int:
     """CUTLASS MLA until 0.15, then FlashInfer's where its kernel has the head width."""
-    if not _since(rules, 13) and gpu.compute_capability != "10.0":
+    if not rules.version.since(13) and gpu.compute_capability != "10.0":
         return DEFAULT_BLOCK_SIZE_TOKENS
-    widths = (64, 128, 192) if _since(rules, 19) else (64, 128) if _since(rules, 18) else (128,)
-    if not _since(rules, 16) or latent.qk_nope_head_dim not in widths:
+    widths = (64, 128, 192) if rules.version.since(19) else (64, 128) if rules.version.since(18) else (128,)
+    if not rules.version.since(16) or latent.qk_nope_head_dim not in widths:
         return CUTLASS_BLOCK_TOKENS
     return FLASHINFER_LATENT_BLOCK_TOKENS if rules.backend_block_size else LATENT_BLOCK_TOKENS
 
 
 def _state_step(block_size: int, rules: EngineRules, gpu: Gpu, model: Model, *, checkpoints: bool) -> int:
-    step = block_size if _since(rules, 20) else DEFAULT_BLOCK_SIZE_TOKENS
+    step = block_size if rules.version.since(20) else DEFAULT_BLOCK_SIZE_TOKENS
     kinds = set(_attentions(model))
     linear = any(isinstance(kind, LinearAttention) for kind in kinds)
     if not linear and not any(isinstance(kind, MambaMixer) for kind in kinds):
         return step
     if any(isinstance(kind, LatentAttention) for kind in kinds):
-        if _since(rules, 27):
+        if rules.version.since(27):
             return max(step, HYBRID_LATENT_STEP_TOKENS)
-        return step if _since(rules, 20) else HYBRID_LATENT_OLD_STEP_TOKENS
+        return step if rules.version.since(20) else HYBRID_LATENT_OLD_STEP_TOKENS
     wide = any(isinstance(kind, SoftmaxAttention) and kind.head_dim == WIDE_HEAD_DIM for kind in kinds)
-    if wide and is_data_center_blackwell(gpu) and _since(rules, 12) and not _since(rules, 18):
+    if wide and gpu.is_datacenter_blackwell and rules.version.since(12) and not rules.version.since(18):
         return WIDE_HEAD_STEP_TOKENS
     return lcm(step, CHECKPOINT_STEP_TOKENS) if linear and checkpoints else step
 
@@ -200,12 +201,3 @@ def _attentions(model: Model) -> Iterator[Attention]:
 def _is_fp8(model: Model, kv_dtype: KvDtype) -> bool:
     asked = model.quantization is not None and model.quantization.kv_fp8
     return kv_dtype is KvDtype.FP8 or (kv_dtype is KvDtype.AUTO and asked)
-
-
-def is_data_center_blackwell(gpu: Gpu) -> bool:
-    """Compute capability 10.x (B200, B300 and theirs with Grace), which has kernels of its own."""
-    return gpu.vllm_backend == "cuda" and gpu.compute_capability.startswith("10.")
-
-
-def _since(rules: EngineRules, minor: int) -> bool:
-    return rules.version >= EngineVersion(0, minor, 0)

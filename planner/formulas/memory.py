@@ -13,9 +13,14 @@ from planner.formulas.activations import (
     ForwardMemory,
     latent_context_tokens,
 )
-from planner.formulas.cuda_graphs import graph_bytes, kernels_of_model
+from planner.formulas.cuda_graphs import GraphPlan, graph_bytes, kernels_of_model
 from planner.formulas.encoder import encoder_profile
-from planner.formulas.engine_defaults import capture_limit, capture_sizes
+from planner.formulas.engine_defaults import (
+    DEFAULT_BLOCK_SIZE_TOKENS,
+    EngineVersion,
+    capture_limit,
+    capture_sizes,
+)
 from planner.formulas.kv_cache import KvLayout
 from planner.formulas.load_target import load_target
 from planner.formulas.moe_workspace import KernelSite
@@ -26,6 +31,40 @@ BLOCK_TABLE_BYTES = 4
 """One entry."""
 
 
+class MeasuredRange(Frozen):
+    """The deployments whose start-up logs were fitted: V1 runner, no pipeline, data or expert parallelism, CUDA
+    graphs on, neither adapters nor a draft model."""
+
+    gpus: tuple[str, ...]
+    capabilities: tuple[str, ...]
+    """Compute capabilities of these."""
+    tensor_parallel: tuple[int, ...]
+    max_num_seqs: tuple[int, ...]
+    max_num_batched_tokens: tuple[int, ...]
+    releases: tuple[tuple[int, int], tuple[int, int]]
+    """The oldest and the newest, as (0, 20): later patches of it are within."""
+
+    def holds(self, card: "Card", engine: EngineSettings) -> bool:
+        """The card, its degree and the batch are among those measured."""
+        return (
+            card.gpu.name in self.gpus
+            and card.parallelism.tp in self.tensor_parallel
+            and engine.max_num_seqs in self.max_num_seqs
+            and engine.max_num_batched_tokens in self.max_num_batched_tokens
+        )
+
+    def is_near(self, card: "Card", version: EngineVersion) -> bool:
+        """The same kind of card, a degree between those measured, and so the release."""
+        tp, degrees = card.parallelism.tp, self.tensor_parallel
+        oldest, newest = self.releases
+        return (
+            card.gpu.compute_capability in self.capabilities
+            and any(degree <= tp for degree in degrees)
+            and any(degree >= tp for degree in degrees)
+            and oldest <= version[:2] <= newest
+        )
+
+
 class MemoryCoefficients(Frozen):
     """What no architecture tells about the engine's memory; fitted on start-up logs."""
 
@@ -34,15 +73,21 @@ class MemoryCoefficients(Frozen):
     collective_bytes: Estimate
     """More of it for each doubling of the tensor-parallel ranks: NCCL's connections."""
     fused_all_reduce_bytes: Estimate
-    """More of it where FlashInfer fuses all-reduce and norm: buffers that all ranks see."""
+    """More of it where FlashInfer fuses all-reduce and norm: buffers that all ranks see. A constant as seen at TP 4
+    and 8: each of three buffers (512 MiB, it seems) is rounded up to what the driver recommends for multicast, and
+    no source tells that. TP 2, whose buffers are larger before rounding, was not measured."""
     cuda_graph_bytes_per_kernel: Estimate
     """One kernel in one captured graph takes this much, beside the pool that graphs share."""
     overhead_relative_error: float
-    """Half-width of the 90 % interval on everything outside weights and KV cache, as a share of it: models, or a
-    GPU, left out of the fit."""
+    """Half-width of the 90 % interval on everything outside weights and KV cache, as a share of it, within what was
+    measured: models, tensor-parallel degrees or releases left out of the fit, whichever it misses most."""
+    sibling_relative_error: float
+    """The same where the card, its tensor-parallel degree or the batch was not measured and all else was: GPUs left
+    out of the fit, or the above if wider."""
     untested_relative_error: float
-    """The same on Model Runner V2, whose like was not measured: how far one generation of releases lies from what
-    another tells."""
+    """The same beyond: how far one generation of releases lies from what another tells, or the above if wider."""
+    measured: MeasuredRange
+    """Where the first of these holds."""
     provenance: str
 
 
@@ -60,6 +105,8 @@ class Card(NamedTuple):
     gpu: Gpu
     parallelism: Parallelism
     activations: ActivationShape
+    block_size: int = DEFAULT_BLOCK_SIZE_TOKENS
+    """Tokens of a KV block as it is paged (`KvLayout.block_size`)."""
 
 
 def memory_budget(
@@ -68,15 +115,15 @@ def memory_budget(
     """How one GPU's memory divides under these settings; a shortfall is a negative KV cache, never hidden.
 
     `KV = ceil(total x gpu_memory_utilization) - resident - peak - CUDA graphs - non-torch growth`
-    (vllm/v1/worker/gpu_worker.py, determine_available_memory). CUDA graphs come off it since vLLM 0.20;
-    before, they took what the utilization leaves free. A KV cache given in bytes is taken as it is, and what
-    it leaves, or lacks, is outside: vLLM does not look at the utilization then.
+    (vllm/v1/worker/gpu_worker.py, determine_available_memory). CUDA graphs come off it since vLLM 0.20 (Model
+    Runner V2: 0.29); before, they took what the utilization leaves free. A KV cache given in bytes is taken as it
+    is, and what it leaves, or lacks, is outside: vLLM does not look at the utilization then.
 
     Raises:
         InputError: `engine.engine_version` is not a vLLM version.
     """
     total = card.gpu.memory_bytes
-    rules = profile_rules(card.activations.model, engine.engine_version)
+    rules = engine_profile_rules(card, engine)
     activation = activation_peak_bytes(card, engine)
     graphs = cuda_graph_bytes(card, engine, coefficients) if rules.charges_cuda_graphs else 0
     non_torch = non_torch_bytes(card, engine, coefficients)
@@ -103,10 +150,21 @@ def memory_budget(
         max_concurrency=kv.max_concurrency(*limits),
         max_model_len=engine.max_model_len,
         request_bytes=kv.reserved_bytes(engine.max_model_len, engine.max_num_batched_tokens),
-        relative_error=(
-            coefficients.untested_relative_error if rules.v2_runner else coefficients.overhead_relative_error
-        ),
+        relative_error=overhead_relative_error(card, engine, coefficients),
     )
+
+
+def overhead_relative_error(card: Card, engine: EngineSettings, coefficients: MemoryCoefficients) -> float:
+    """Half-width of the 90 % interval on all but weights and KV cache, by how near the measured deployments are."""
+    layout = card.parallelism
+    rules = engine_profile_rules(card, engine)
+    is_plain = layout.pp == layout.dp == 1 and not layout.ep and not engine.enforce_eager
+    is_plain = is_plain and engine.lora is None and engine.speculation is None and not rules.v2_runner
+    if not is_plain or not coefficients.measured.is_near(card, rules.version):
+        return coefficients.untested_relative_error
+    if coefficients.measured.holds(card, engine):
+        return coefficients.overhead_relative_error
+    return coefficients.sibling_relative_error
 
 
 def kv_tokens_interval(budget: MemoryBudget, kv: KvLayout, engine: EngineSettings) -> tuple[int, int]:
@@ -129,8 +187,8 @@ def activation_peak_bytes(card: Card, engine: EngineSettings) -> int:
     runner made before are part of it where the release charges them.
     """
     shape, tokens = card.activations, engine.max_num_batched_tokens
-    rules = profile_rules(shape.model, engine.engine_version)
-    batch = Batch(tokens, latent_context_tokens(engine), engine.max_model_len)
+    rules = engine_profile_rules(card, engine)
+    batch = Batch(tokens, latent_context_tokens(engine, card.block_size), engine.max_model_len)
     forward = _forward(card, batch, engine)
     sampling = sampling_bytes(
         min(engine.max_num_seqs, tokens),
@@ -151,17 +209,28 @@ def cuda_graph_bytes(card: Card, engine: EngineSettings, coefficients: MemoryCoe
     """CUDA graphs as vLLM estimates them [bytes]: a pool for the largest step, and a little a kernel."""
     if engine.enforce_eager:
         return 0
-    sizes = captured_sizes(card, engine)
-    rules = profile_rules(card.activations.model, engine.engine_version)
+    plan = captured_graphs(card, engine)
     # The V1 runner captures pieces without attention metadata, as it profiles; the V2 runner with.
-    context = 0 if rules.v2_runner else latent_context_tokens(engine)
-    pool = _forward(card, Batch(max(sizes, default=0), context), engine).passing_bytes
-    return pool + graph_bytes(
-        sizes,
-        kernels_of_model(card.activations.model, card.parallelism),
-        coefficients.cuda_graph_bytes_per_kernel.value,
-        full_up_to=engine.max_num_seqs,
+    context = 0 if plan.v2_runner else latent_context_tokens(engine, card.block_size)
+    pool = _forward(card, Batch(max(plan.sizes, default=0), context), engine).passing_bytes
+    kernels = kernels_of_model(card.activations.model, card.parallelism)
+    return pool + graph_bytes(plan, kernels, coefficients.cuda_graph_bytes_per_kernel.value)
+
+
+def captured_graphs(card: Card, engine: EngineSettings) -> GraphPlan:
+    """The CUDA graphs this engine captures on this card: whole ones for decoding, with a draft's tokens."""
+    drafted_tokens = 0 if engine.speculation is None else engine.speculation.num_speculative_tokens
+    return GraphPlan(
+        captured_sizes(card, engine),
+        full_up_to=engine.max_num_seqs * (1 + drafted_tokens),
+        v2_runner=engine_profile_rules(card, engine).v2_runner,
     )
+
+
+def engine_profile_rules(card: Card, engine: EngineSettings) -> ProfileRules:
+    """How this engine profiles its memory on this card."""
+    drafts = engine.speculation is not None
+    return profile_rules(card.activations.model, engine.engine_version, drafts=drafts)
 
 
 def captured_sizes(card: Card, engine: EngineSettings) -> tuple[int, ...]:
@@ -185,21 +254,15 @@ def non_torch_bytes(card: Card, engine: EngineSettings, coefficients: MemoryCoef
 
 def has_fused_all_reduce(card: Card, engine: EngineSettings) -> bool:
     """True where this engine fuses all-reduce and norm on this card; eager engines do not compile."""
-    rules = profile_rules(card.activations.model, engine.engine_version)
+    rules = engine_profile_rules(card, engine)
     alone = card.parallelism.pp == card.parallelism.dp == 1
     fuses = fuses_all_reduce(card.gpu, card.parallelism.tp, alone=alone, version=rules.version)
     return fuses and not engine.enforce_eager
 
 
 def _forward(card: Card, batch: Batch, engine: EngineSettings) -> ForwardMemory:
-    site = KernelSite(
-        target=load_target(card.gpu, engine.engine_version),
-        tp=card.parallelism.tp,
-        ep=card.parallelism.ep,
-        dp=card.parallelism.dp,
-        lora=engine.lora is not None,
-    )
-    return card.activations.forward(batch, site)
+    target = load_target(card.gpu, engine.engine_version)._replace(lora=engine.lora is not None)
+    return card.activations.forward(batch, KernelSite(target, card.parallelism))
 
 
 def _runner_bytes(card: Card, engine: EngineSettings, rules: ProfileRules) -> int:
@@ -207,7 +270,7 @@ def _runner_bytes(card: Card, engine: EngineSettings, rules: ProfileRules) -> in
     shape = card.activations
     kept = sampler_state_bytes(engine.max_num_seqs, shape.vocab, rules)
     if not rules.v2_runner:
-        blocks = ceil(engine.max_model_len / engine.block_size)
+        blocks = ceil(engine.max_model_len / card.block_size)
         kept += engine.max_num_seqs * blocks * BLOCK_TABLE_BYTES
     if shape.model.vision is not None:
         kept += engine.max_num_batched_tokens * shape.hidden_bytes_per_token

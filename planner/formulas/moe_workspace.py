@@ -9,10 +9,11 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import NamedTuple
 
+from planner.domain.deployment import Parallelism
 from planner.domain.dtypes import WeightDtype
 from planner.formulas.engine_defaults import EngineVersion
 from planner.formulas.gemms import Experts
-from planner.formulas.load_target import LoadTarget
+from planner.formulas.load_target import LoadTarget, has_deep_gemm_experts
 from planner.formulas.mxfp4_layout import Mxfp4Kernel, mxfp4_kernel
 
 BYTES_PER_VALUE = 2
@@ -21,8 +22,6 @@ DEEP_GEMM_BLOCK = 128
 """DeepGEMM lays each expert's rows out on multiples of this, and takes only widths that are."""
 DEEP_GEMM_LEAST_WIDTH = 512
 """Narrower first products run in Triton all the same."""
-DEEP_GEMM_MOST_RANKS = 4
-"""Since 0.12 DeepGEMM is not the default from TP 8 on."""
 CHUNK_TOKENS = 16_384
 OLD_CHUNK_TOKENS = 32_768
 """VLLM_FUSED_MOE_CHUNK_SIZE: releases before 0.18 passed a larger batch through the experts in parts."""
@@ -71,25 +70,12 @@ class KernelSite(NamedTuple):
     """Where experts run: what the choice of a kernel depends on beside the weights."""
 
     target: LoadTarget
-    tp: int = 1
-    ep: bool = False
-    dp: int = 1
-    lora: bool = False
-
-    @property
-    def is_hopper(self) -> bool:
-        return self.target.is_hopper
-
-    @property
-    def is_blackwell(self) -> bool:
-        """The data-centre kind (B200, B300)."""
-        return self.target.is_datacenter_blackwell
-
-    def since(self, minor: int) -> bool:
-        """True from this 0.x release on."""
-        return self.target.since(minor)
+    parallelism: Parallelism = Parallelism()
 
 
+ADAPTED_SINCE = {WeightDtype.FP8: 13, WeightDtype.FP8_BLOCK: 13}
+"""First 0.x release in which adapters change the kernel of experts stored so (12 for the others); before, experts
+took none."""
 _MXFP4 = {Mxfp4Kernel.TRTLLM: ExpertKernel.FLASHINFER, Mxfp4Kernel.TRITON: ExpertKernel.ROUTED_TRITON}
 """Marlin keeps its buffers or not by the release, as for other four-bit experts."""
 
@@ -102,14 +88,14 @@ def expert_kernel(dtype: WeightDtype, site: KernelSite, scales: ScaleKind = Scal
     layers/quantization/{fp8,mxfp4}.py and fused_moe/{layer,unquantized_fused_moe_method}.py. That 0.11.1 and
     0.11.2 kept their fp8 workspaces is inferred from start-up logs.
     """
-    if site.lora:
-        return ExpertKernel.TRITON if site.since(14) else ExpertKernel.TRITON_FUNCTION
-    if dtype is WeightDtype.NVFP4 and site.is_blackwell:
+    if site.target.lora and site.target.since(ADAPTED_SINCE.get(dtype, 12)):
+        return ExpertKernel.TRITON if site.target.since(14) else ExpertKernel.TRITON_FUNCTION
+    if dtype is WeightDtype.NVFP4 and site.target.is_datacenter_blackwell:
         return ExpertKernel.FLASHINFER
     if dtype is WeightDtype.MXFP4 and (kernel := _MXFP4.get(mxfp4_kernel(site.target))) is not None:
         return kernel
     if dtype in FOUR_BITS:
-        return ExpertKernel.MARLIN if site.since(20) else ExpertKernel.TRITON_FUNCTION
+        return ExpertKernel.MARLIN if site.target.since(20) else ExpertKernel.TRITON_FUNCTION
     if dtype is WeightDtype.FP8_BLOCK:
         return _fp8_block_kernel(site)
     return _fp8_kernel(site, scales) if dtype is WeightDtype.FP8 else _plain_kernel(site)
@@ -117,34 +103,38 @@ def expert_kernel(dtype: WeightDtype, site: KernelSite, scales: ScaleKind = Scal
 
 def _fp8_kernel(site: KernelSite, scales: ScaleKind) -> ExpertKernel:
     """CUTLASS took channel scales as a modular kernel from the first; FlashInfer takes known tensor scales."""
-    is_new = site.is_hopper or site.is_blackwell
-    if scales is ScaleKind.STATIC_TENSOR and is_new and site.since(16):
+    is_new = site.target.is_hopper or site.target.is_datacenter_blackwell
+    if scales is ScaleKind.STATIC_TENSOR and is_new and site.target.since(16):
         return ExpertKernel.FLASHINFER
-    if (scales is ScaleKind.CHANNEL and is_new) or _kept_early(site) or site.since(14):
+    if (scales is ScaleKind.CHANNEL and is_new) or _kept_early(site) or site.target.since(14):
         return ExpertKernel.TRITON
     return ExpertKernel.TRITON_FUNCTION
 
 
 def _fp8_block_kernel(site: KernelSite) -> ExpertKernel:
-    has_deep_gemm = site.is_hopper or site.is_blackwell
-    if site.since(16):
-        if site.is_blackwell:
+    if site.target.since(16):
+        if site.target.is_datacenter_blackwell:
             return ExpertKernel.FLASHINFER
-        if site.is_hopper and (site.ep or not site.since(17)):
+        if site.target.is_hopper and (site.parallelism.ep or not site.target.since(17)):
             return ExpertKernel.FLASHINFER
         return ExpertKernel.TRITON
-    if has_deep_gemm and (not site.since(12) or site.tp <= DEEP_GEMM_MOST_RANKS):
+    if has_deep_gemm_experts(site.target, site.parallelism):
         return ExpertKernel.DEEP_GEMM
     return _fp8_kernel(site, ScaleKind.TENSOR)
 
 
 def _plain_kernel(site: KernelSite) -> ExpertKernel:
     """Experts in 16 bit (and int8): 0.20 to 0.22 preferred FlashInfer on Hopper too."""
-    if site.is_blackwell and site.since(20) and site.dp == 1:
+    if site.target.is_datacenter_blackwell and site.target.since(20) and site.parallelism.dp == 1:
         return ExpertKernel.FLASHINFER
-    if site.is_hopper and site.since(20) and not site.since(23) and site.dp == 1:
+    if (
+        site.target.is_hopper
+        and site.target.since(20)
+        and not site.target.since(23)
+        and site.parallelism.dp == 1
+    ):
         return ExpertKernel.FLASHINFER
-    return ExpertKernel.TRITON if site.since(14) else ExpertKernel.TRITON_FUNCTION
+    return ExpertKernel.TRITON if site.target.since(14) else ExpertKernel.TRITON_FUNCTION
 
 
 def _scale_kind(experts: Experts) -> ScaleKind:
@@ -165,9 +155,9 @@ def expert_memory(experts: Experts, tokens: int, site: KernelSite) -> ExpertMemo
     the first product's outputs or the hidden states; another after the activation.
     """
     kernel = expert_kernel(experts.dtype, site, _scale_kind(experts))
-    batch = tokens * site.dp
-    if not site.since(18):
-        batch = min(batch, CHUNK_TOKENS if site.since(12) else OLD_CHUNK_TOKENS)
+    batch = tokens * site.parallelism.dp
+    if not site.target.since(18):
+        batch = min(batch, CHUNK_TOKENS if site.target.since(12) else OLD_CHUNK_TOKENS)
     rows = batch * experts.experts_per_token
     wide, narrow, hidden = experts.up_width, experts.intermediate, experts.inputs
     output = batch * hidden * BYTES_PER_VALUE
@@ -183,7 +173,7 @@ def expert_memory(experts: Experts, tokens: int, site: KernelSite) -> ExpertMemo
             kept = rows * (max(wide, hidden) + max(narrow, hidden)) * BYTES_PER_VALUE
             return ExpertMemory(kept, rows * hidden * FP8_BYTES_PER_VALUE + output)
         case ExpertKernel.ROUTED_TRITON:
-            kept = rows * narrow * BYTES_PER_VALUE if site.since(20) else 0
+            kept = rows * narrow * BYTES_PER_VALUE if site.target.since(20) else 0
             passing = rows * hidden * BYTES_PER_VALUE + output
             return ExpertMemory(kept, passing + (0 if kept else rows * narrow * BYTES_PER_VALUE))
         case ExpertKernel.FLASHINFER:
@@ -193,7 +183,7 @@ def expert_memory(experts: Experts, tokens: int, site: KernelSite) -> ExpertMemo
 def _flashinfer_values(experts: Experts, site: KernelSite) -> int:
     """Values of a routed row inside FlashInfer: TensorRT-LLM's kernels on Blackwell gather the hidden states as
     they multiply, CUTLASS's first put a copy in order."""
-    if site.is_blackwell:
+    if site.target.is_datacenter_blackwell:
         return experts.inputs + experts.up_width
     return max(experts.up_width, experts.inputs) + max(experts.intermediate, experts.inputs)
 
@@ -201,6 +191,6 @@ def _flashinfer_values(experts: Experts, site: KernelSite) -> int:
 def _narrow_deep_gemm(experts: Experts, site: KernelSite) -> ExpertKernel:
     """The kernel whose workspaces a block-quantised layer gets where DeepGEMM is the default."""
     fits = experts.up_width % DEEP_GEMM_BLOCK == 0 and experts.inputs % DEEP_GEMM_BLOCK == 0
-    if fits and (experts.up_width > DEEP_GEMM_LEAST_WIDTH or site.since(14)):
+    if fits and (experts.up_width > DEEP_GEMM_LEAST_WIDTH or site.target.since(14)):
         return ExpertKernel.DEEP_GEMM
     return _fp8_kernel(site, ScaleKind.TENSOR)

@@ -20,6 +20,9 @@ GROUP = 32
 """Values that share a scale of one byte."""
 SWIZZLED_ROWS = 256
 """Scales on Hopper are padded to whole tiles of 8 warps."""
+BLACKWELL_SWIZZLED_ROWS, BLACKWELL_SWIZZLED_GROUPS = 128, 8
+"""On Blackwell to these (BlackwellMXScaleLayout), where Triton runs them: with adapters before 0.14, on B300 before
+0.13."""
 TRTLLM_CONSTANTS = 3
 """Alpha, beta and the clamp of SwiGLU, one fp32 an expert each."""
 
@@ -48,17 +51,20 @@ class _Layout(NamedTuple):
 
 
 def mxfp4_kernel(target: LoadTarget) -> Mxfp4Kernel:
-    """The kernel that vLLM chooses by itself, without LoRA and without environment variables.
+    """The kernel that vLLM chooses by itself, without environment variables.
 
     `pip install vllm` is meant: until 0.11.0 it brings neither FlashInfer nor triton_kernels, so every GPU ran Marlin.
+    With adapters it is Marlin since 0.14 and Triton before (get_mxfp4_backend_with_lora, in 0.19 and 0.20 the
+    oracle; later the oracle asks each kernel for supports_lora, and FlashInfer's with LoRA have to be named).
     """
     if not target.is_cuda:
         return Mxfp4Kernel.ROCM
-    if target.has_flashinfer and target.is_datacenter_blackwell:
-        return Mxfp4Kernel.TRTLLM
-    if target.has_flashinfer and target.is_hopper:
-        return Mxfp4Kernel.TRITON
-    return Mxfp4Kernel.MARLIN
+    runs_triton = target.is_hopper or target.is_datacenter_blackwell
+    if not target.has_flashinfer or not runs_triton or (target.lora and target.since(14)):
+        return Mxfp4Kernel.MARLIN
+    # Before 0.13 FlashInfer's kernels were for compute capability 10.0 alone.
+    runs_trtllm = target.is_datacenter_blackwell if target.since(13) else target.is_b200
+    return Mxfp4Kernel.TRTLLM if runs_trtllm and not target.lora else Mxfp4Kernel.TRITON
 
 
 def _layout(experts: Experts, target: LoadTarget) -> _Layout:
@@ -70,12 +76,13 @@ def _layout(experts: Experts, target: LoadTarget) -> _Layout:
             step = 128 if target.since(27) else 256
             return _Layout(round_up(width, step), round_up(inputs, 256), 4, constants=TRTLLM_CONSTANTS)
         case Mxfp4Kernel.TRITON:
+            groups = 4 if target.since(26) else 2
             return _Layout(
                 round_up(width, 64),
                 inputs,
                 4,
-                scale_rows=SWIZZLED_ROWS,
-                scale_groups=4 if target.since(26) else 2,
+                scale_rows=SWIZZLED_ROWS if target.is_hopper else BLACKWELL_SWIZZLED_ROWS,
+                scale_groups=groups if target.is_hopper else BLACKWELL_SWIZZLED_GROUPS,
                 keeps_loaded_scales=not target.since(25),
             )
         case Mxfp4Kernel.ROCM:

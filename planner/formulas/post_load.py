@@ -12,7 +12,7 @@ from planner.domain.dtypes import WeightDtype
 from planner.domain.model import GemmRole, LatentAttention, Layer, Model
 from planner.formulas.allocator import round_up
 from planner.formulas.gemms import FP8_BLOCK, Experts, Gemm, LayerGemms, expert_block
-from planner.formulas.load_target import LoadTarget
+from planner.formulas.load_target import LoadTarget, has_deep_gemm_experts
 from planner.formulas.mxfp4_layout import mxfp4_tensors
 from planner.formulas.tensors import PlainTensor, WeightTensor, plain, scale_bytes
 
@@ -23,7 +23,6 @@ PACKED_SCALES = 4
 NVFP4_SCALE_ROWS, NVFP4_SCALE_COLUMNS = 128, 4
 """Scales of nvfp4 are padded to tiles of this size for the fp4 tensor cores."""
 NVFP4_GROUP = 16
-DEEP_GEMM_EXPERTS_BELOW_TP = 8
 
 
 def post_load_tensors(
@@ -115,15 +114,8 @@ def _expert_extra(n: int, k: int, experts: Experts, parallelism: Parallelism, ta
             loaded = 4 * ceil(n / block) * ceil(k / block)
             if not target.has_fp8:
                 return _marlin_block_scales(n, k, block) - loaded
-            if _deep_gemm_experts(experts, parallelism, target):
+            if target.is_datacenter_blackwell and has_deep_gemm_experts(target, parallelism):
                 return _packed_scales(n, k) - loaded
         case WeightDtype.NVFP4 if target.is_blackwell:
             return _nvfp4_padding(n, k)
     return 0
-
-
-def _deep_gemm_experts(experts: Experts, parallelism: Parallelism, target: LoadTarget) -> bool:
-    """DeepGEMM ran fp8 experts on B200 below TP 8 until FlashInfer took them in 0.16 (get_fp8_moe_backend)."""
-    if not (target.has_deep_gemm and target.is_datacenter_blackwell) or target.since(16):
-        return False
-    return experts.ep or parallelism.tp * parallelism.dp < DEEP_GEMM_EXPERTS_BELOW_TP

@@ -253,6 +253,9 @@ def test_graphs_are_compared_where_they_are_charged() -> None:
     before = check(log_text("vllm-0.18.0.txt"), Given(gpu="H200"))
     assert row(before, "CUDA graphs").predicted is None
     assert any("vLLM 0.18.0 does not charge CUDA graphs" in note for note in before.notes)
+    second_runner = check(log_text("vllm-0.18.0.txt").replace("0.18.0", "0.24.0"), Given(gpu="H200"))
+    assert row(second_runner, "CUDA graphs").predicted is None
+    assert any("vLLM 0.24.0 on Model Runner V2 does not charge" in note for note in second_runner.notes)
     since = row(check(log_text("vllm-0.20.0.txt"), Given(gpu="H200")), "CUDA graphs")
     assert since.actual == 0.94
     assert since.predicted is not None

@@ -43,7 +43,9 @@ TRUTH = MemoryCoefficients(
     fused_all_reduce_bytes=exactly(2 * GIB),
     cuda_graph_bytes_per_kernel=exactly(30_000),
     overhead_relative_error=0.0,
+    sibling_relative_error=0.0,
     untested_relative_error=0.0,
+    measured=NOTHING_FITTED.measured,
     provenance="made up",
 )
 
@@ -163,12 +165,30 @@ def write(path: Path, *changes: dict[str, str]) -> Path:
     return path
 
 
-def test_rows_are_read_with_server_defaults_and_contradictions_left_out(tmp_path: Path) -> None:
-    table = write(tmp_path / "logs.csv", {}, {"run_id": "b", "gpu_memory_utilization": "0.90"})
-    (only,) = read_startup_logs(table)
-    assert only.run_id == "a"
+def test_rows_are_read_with_server_defaults(tmp_path: Path) -> None:
+    (only,) = read_startup_logs(write(tmp_path / "logs.csv", {}))
     assert (only.engine.max_num_seqs, only.engine.max_num_batched_tokens) == (1024, 8192)
     assert only.card.gpu.memory_bytes == round(139.8 * GIB)
+
+
+def test_the_flag_noted_counts_where_the_column_differs(tmp_path: Path) -> None:
+    silent = {"gpu_memory_utilization": "0.90", "notes": "nothing noted"}
+    table = write(tmp_path / "logs.csv", {}, {"gpu_memory_utilization": "0.90"}, silent)
+    assert [log.engine.gpu_memory_utilization for log in read_startup_logs(table)] == [0.92, 0.92, 0.9]
+
+
+def test_blocks_are_those_of_the_attention_backend(tmp_path: Path) -> None:
+    change = {"model": "deepseek-ai/DeepSeek-R1-0528", "tp": "8", "gpu": "B200", "engine_version": "0.14.1"}
+    (only,) = read_startup_logs(write(tmp_path / "logs.csv", change))
+    assert only.card.block_size == only.kv.block_size == 128
+
+
+def test_the_fit_says_what_was_measured() -> None:
+    logs = [log("Qwen/Qwen3-8B", 1), log("Qwen/Qwen3-32B", 4, version="0.16.0")]
+    measured = fit_memory(logs, "test").measured
+    assert (measured.gpus, measured.capabilities) == (("H200-SXM-141GB",), ("9.0",))
+    assert (measured.tensor_parallel, measured.releases) == ((1, 4), ((0, 16), (0, 22)))
+    assert (measured.max_num_seqs, measured.max_num_batched_tokens) == ((1024,), (8192,))
 
 
 def test_the_command_writes_what_the_reader_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -186,7 +206,12 @@ def test_the_command_writes_what_the_reader_reads(tmp_path: Path, capsys: pytest
     assert main(["fit", "memory", str(table), "--calibration-dir", str(tmp_path)]) == 0
     coefficients = read_memory_coefficients(tmp_path)
     assert coefficients.non_torch_bytes.n == 1
-    assert 0 < coefficients.overhead_relative_error <= coefficients.untested_relative_error
+    errors = (
+        coefficients.overhead_relative_error,
+        coefficients.sibling_relative_error,
+        coefficients.untested_relative_error,
+    )
+    assert 0 < errors[0] <= errors[1] <= errors[2]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["logs.csv", "memory.json"]
     assert "kv_tokens" in capsys.readouterr().out
 

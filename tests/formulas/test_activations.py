@@ -1,15 +1,13 @@
-"""Forward passes, sampling, expert workspaces and graphs of the profiling run, by hand and in shape."""
+"""Forward passes and expert workspaces of the profiling run, by hand and in shape."""
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner.catalog.load import find_gpu
 from planner.catalog.models import bundled_models, load_model
 from planner.domain.deployment import EngineSettings, Parallelism
 from planner.domain.dtypes import WeightDtype
 from planner.formulas.activations import Batch, activation_shape, latent_context_tokens
-from planner.formulas.cuda_graphs import graph_bytes, kernels_of_model, layer_kernels
 from planner.formulas.engine_defaults import parse_version
 from planner.formulas.gemms import Experts, check_parallelism, layer_gemms
 from planner.formulas.load_target import LoadTarget
@@ -21,8 +19,6 @@ from planner.formulas.moe_workspace import (
     expert_kernel,
     expert_memory,
 )
-from planner.formulas.profile_rules import ProfileRules, fuses_all_reduce, profile_rules
-from planner.formulas.sampler import sampler_state_bytes, sampling_bytes
 
 MIB = 2**20
 ALL_MODELS = [model.name for model in bundled_models()]
@@ -41,13 +37,12 @@ VERSIONS = [
 CAPABILITIES = ["8.0", "8.9", "9.0", "10.0", "12.0"]
 
 
-def site(version: str, capability: str = "9.0", tp: int = 1, **changes: object) -> KernelSite:
+def site(
+    version: str, capability: str = "9.0", tp: int = 1, *, lora: bool = False, **changes: object
+) -> KernelSite:
     major, minor = map(int, capability.split("."))
-    return KernelSite(LoadTarget((major, minor), parse_version(version), 0), tp)._replace(**changes)  # type: ignore[arg-type]
-
-
-def rules(version: str, model: str = "meta-llama/Llama-3.1-8B") -> ProfileRules:
-    return profile_rules(load_model(model), version)
+    layout = Parallelism.model_validate({"tp": tp} | changes)
+    return KernelSite(LoadTarget((major, minor), parse_version(version), 0, lora), layout)
 
 
 @settings(max_examples=150, deadline=None)
@@ -93,14 +88,33 @@ class TestForward:
         )
 
     @pytest.mark.parametrize(
-        ("seqs", "length", "wanted"),
-        [(16, 2048, 16384), (256, 1024, 16384), (1024, 1024, 65536), (8192, 64, 131072)],
+        ("seqs", "length", "block", "version", "wanted"),
+        [
+            # 8 requests of full length, or 4 pages a sequence where those are more
+            (16, 2048, 16, "0.26.0", 16384),
+            (256, 1024, 16, "0.26.0", 16384),
+            (1024, 1024, 16, "0.26.0", 65536),
+            # 65,536 at most, but a page a sequence: until 0.27
+            (1024, 8192, 128, "0.14.1", 131072),
+            (1024, 8192, 64, "0.14.1", 65536),
+            (8192, 64, 16, "0.27.0", 131072),
+            (8192, 64, 16, "0.28.0", 65536),
+            # since then whole pages: 8 x 65 = 520 are 9 of 64
+            (1, 65, 64, "0.28.0", 576),
+            (1, 65, 64, "0.27.0", 520),
+        ],
     )
-    def test_that_context_follows_the_longest_requests(self, seqs: int, length: int, wanted: int) -> None:
+    def test_that_context_follows_the_longest_requests(
+        self, seqs: int, length: int, block: int, version: str, wanted: int
+    ) -> None:
         engine = EngineSettings(
-            max_num_seqs=seqs, max_num_batched_tokens=2048, max_model_len=length, gpu_memory_utilization=0.9
+            max_num_seqs=seqs,
+            max_num_batched_tokens=2048,
+            max_model_len=length,
+            gpu_memory_utilization=0.9,
+            engine_version=version,
         )
-        assert latent_context_tokens(engine) == wanted
+        assert latent_context_tokens(engine, block) == wanted
 
     def test_a_sparse_indexer_keeps_room_for_keys_and_passes_through_logits(self) -> None:
         # DeepSeek-V3.2: 40 sequences of 8192 keys of 128 fp8 and a 4-byte scale, but the experts' workspaces at
@@ -129,12 +143,17 @@ class TestExperts:
             (WeightDtype.FP8, site("0.11.2"), ExpertKernel.TRITON),
             (WeightDtype.FP8_BLOCK, site("0.13.0", tp=4), ExpertKernel.DEEP_GEMM),
             (WeightDtype.FP8_BLOCK, site("0.13.0", tp=8), ExpertKernel.TRITON_FUNCTION),
+            (WeightDtype.FP8_BLOCK, site("0.13.0", tp=4, dp=2), ExpertKernel.TRITON_FUNCTION),
+            (WeightDtype.FP8_BLOCK, site("0.13.0", tp=8, ep=True), ExpertKernel.DEEP_GEMM),
+            (WeightDtype.FP8_BLOCK, site("0.11.2", tp=8), ExpertKernel.DEEP_GEMM),
+            (WeightDtype.FP8_BLOCK, site("0.12.0", "10.3"), ExpertKernel.TRITON_FUNCTION),
             (WeightDtype.FP8_BLOCK, site("0.14.1", tp=8), ExpertKernel.TRITON),
             (WeightDtype.FP8_BLOCK, site("0.16.0", tp=8), ExpertKernel.FLASHINFER),
             (WeightDtype.FP8_BLOCK, site("0.18.0", tp=8), ExpertKernel.TRITON),
             (WeightDtype.FP8_BLOCK, site("0.18.0", tp=8, ep=True), ExpertKernel.FLASHINFER),
             (WeightDtype.FP8_BLOCK, site("0.18.0", "10.0"), ExpertKernel.FLASHINFER),
             (WeightDtype.MXFP4, site("0.18.0", "10.0"), ExpertKernel.FLASHINFER),
+            (WeightDtype.MXFP4, site("0.18.0", "10.0", lora=True), ExpertKernel.TRITON),
             (WeightDtype.MXFP4, site("0.24.0"), ExpertKernel.ROUTED_TRITON),
             (WeightDtype.MXFP4, site("0.24.0", "8.0"), ExpertKernel.MARLIN),
             (WeightDtype.NVFP4, site("0.24.0"), ExpertKernel.MARLIN),
@@ -180,85 +199,3 @@ class TestExperts:
         assert expert_memory(experts, 1024, site("0.24.0", dp=4)) == expert_memory(
             experts, 4096, site("0.24.0")
         )
-
-
-class TestSampler:
-    def test_bytes_a_logit(self) -> None:
-        logits = 100 * 1000
-        assert sampling_bytes(100, 1000, rules("0.11.0")) == 14 * logits
-        assert sampling_bytes(100, 1000, rules("0.16.0")) == 38 * logits
-        assert sampling_bytes(100, 1000, rules("0.18.0"), sm_count=80) == 14 * logits + 80 * 1000 * 4
-        assert sampling_bytes(100, 1000, rules("0.21.0"), sm_count=80) == 14 * logits
-        assert sampling_bytes(100, 1000, rules("0.25.1")) == 6 * logits
-        assert sampling_bytes(100, 1000, rules("0.32.0")) == 2 * logits
-        assert sampling_bytes(100, 1000, rules("0.32.0"), tp=4) == 4.5 * logits
-        assert sampling_bytes(100, 1000, rules("0.21.0"), drafts=True) == 18 * logits
-
-    def test_only_the_second_runner_keeps_tables(self) -> None:
-        assert sampler_state_bytes(8, 1000, rules("0.21.0")) == 0
-        assert sampler_state_bytes(8, 1000, rules("0.32.0")) == 8 * 4250
-
-
-@pytest.mark.parametrize(
-    ("model", "since"),
-    [
-        ("Qwen/Qwen3-32B", "0.22.1"),
-        ("meta-llama/Llama-3.1-8B", "0.23.0"),
-        ("RedHatAI/Llama-3.3-70B-Instruct-FP8-dynamic", "0.24.0"),
-        ("deepseek-ai/DeepSeek-V2-Lite", "0.24.0"),
-        ("google/gemma-3-27b-it", "0.25.1"),
-        ("Qwen/Qwen3-30B-A3B", "0.29.0"),
-        ("deepseek-ai/DeepSeek-R1", "0.29.0"),
-        ("Qwen/Qwen3-Next-80B-A3B-Instruct", "0.29.0"),
-    ],
-)
-def test_the_release_that_moved_a_model_to_the_second_runner(model: str, since: str) -> None:
-    releases = ["0.21.0", "0.22.1", "0.23.0", "0.24.0", "0.25.1", "0.26.0", "0.28.0", "0.29.0", "0.33.0"]
-    moved = [version for version in releases if rules(version, model).v2_runner]
-    assert moved == releases[releases.index(since) :]
-
-
-def test_the_second_runner_charged_no_graphs_at_first() -> None:
-    assert [rules(version).charges_cuda_graphs for version in ("0.19.0", "0.21.0", "0.26.0", "0.29.0")] == [
-        False,
-        True,
-        False,
-        True,
-    ]
-
-
-@pytest.mark.parametrize(
-    ("gpu", "tp", "alone", "version", "fused"),
-    [
-        ("H200", 4, True, "0.18.0", True),
-        ("H200", 4, True, "0.16.0", False),
-        ("H200", 1, True, "0.18.0", False),
-        ("H200", 6, True, "0.18.0", False),
-        ("H200", 4, False, "0.18.0", False),
-        ("H200", 4, False, "0.26.0", True),
-        ("B200", 8, True, "0.18.0", True),
-        ("A100-SXM-80GB", 4, True, "0.18.0", False),
-        ("L40S", 4, True, "0.32.0", False),
-    ],
-)
-def test_where_all_reduces_are_fused(gpu: str, tp: int, alone: bool, version: str, fused: bool) -> None:
-    assert fuses_all_reduce(find_gpu(gpu), tp, alone=alone, version=parse_version(version)) is fused
-
-
-class TestGraphs:
-    def test_kernels_by_hand(self) -> None:
-        # attention 2 products and 5 more, feed-forward 2 and 2 more, an all-reduce after each
-        assert layer_kernels(load_model("meta-llama/Llama-3.1-8B"), 0, Parallelism(tp=2)) == 13
-        # attention with head norms 8; router, norm, 9 of the experts
-        assert layer_kernels(load_model("Qwen/Qwen3-30B-A3B"), 0, Parallelism()) == 19
-        # MLA: 4 products, 4 quantisations, 10 more; router, norm, 9 of the experts and 2 quantisations; shared
-        # expert 2 products, 2 quantisations, 2 more; 2 all-reduces
-        assert layer_kernels(load_model("deepseek-ai/DeepSeek-R1"), 1, Parallelism(tp=8)) == 39
-
-    def test_stages_share_the_layers(self) -> None:
-        model = load_model("meta-llama/Llama-3.1-8B")
-        assert kernels_of_model(model, Parallelism(pp=2)) * 2 == kernels_of_model(model, Parallelism())
-
-    def test_a_graph_counts_a_mebibyte_at_least(self) -> None:
-        assert graph_bytes((1, 2, 4), 10, 100.0, full_up_to=2) == 5 * MIB
-        assert graph_bytes((1, 2, 4), 1000, 9000.0, full_up_to=0) == 3 * 9_000_000

@@ -1,13 +1,23 @@
 """Rules in words: the release each names is where `engine_rules` has its border, and only what matters is said."""
 
+import re
+from itertools import product
+
 import pytest
 
+from planner.calibrate.fit_memory import NOTHING_FITTED
 from planner.catalog.load import find_gpu, gpus
 from planner.catalog.models import bundled_models, load_model
 from planner.domain.base import InputError
-from planner.domain.deployment import EngineSettings
-from planner.formulas.engine_defaults import EngineVersion, engine_rules
+from planner.domain.deployment import EngineSettings, Parallelism, Speculation
+from planner.formulas.activations import activation_shape
+from planner.formulas.engine_defaults import EngineVersion, engine_rules, parse_version
 from planner.formulas.engine_rules_text import RELEASE_RULES, ReleaseRule, named_rules
+from planner.formulas.kv_cache import kv_layout
+from planner.formulas.kv_paging import kv_paging
+from planner.formulas.memory import Card, Resident, memory_budget
+from planner.formulas.profile_rules import profile_rules
+from planner.formulas.sampler import sampling_bytes
 
 
 def settings_of(version: str, **changes: object) -> EngineSettings:
@@ -51,6 +61,48 @@ def test_only_models_with_chunks_or_states_hear_of_them(version: str) -> None:
     assert "layers with a state" in said("Qwen/Qwen3.5-27B", "H200", version)
     assert "windowed" in said("openai/gpt-oss-20b", "H200", version)
     assert "MLA" in said("deepseek-ai/DeepSeek-V3", "H200", version)
+
+
+VERSIONS = [f"0.{minor}.0" for minor in range(11, 34)] + ["0.11.2"]
+
+
+@pytest.mark.parametrize("name", [model.name for model in bundled_models()])
+def test_what_is_said_of_graphs_and_sampling_is_what_is_counted(name: str) -> None:
+    """The budget charges graphs where the sentence says so, and the peak moves as the sampler's sentence tells."""
+    model, gpu, parallelism = load_model(name), find_gpu("H200"), Parallelism()
+    card = Card(gpu, parallelism, activation_shape(model, parallelism))
+    draft = Speculation(draft=load_model("meta-llama/Llama-3.2-1B"), num_speculative_tokens=3)
+    for version, speculation in product(VERSIONS, (None, draft)):
+        engine = settings_of(version, speculation=speculation)
+        kv = kv_layout(model, parallelism, paging=kv_paging(engine, gpu, model))
+        budget = memory_budget(card, Resident(0), kv, engine, NOTHING_FITTED)
+        words = "\n".join(named_rules(model, gpu, engine))
+        assert ("comes off the KV cache" in words) is (budget.cuda_graph_bytes > 0), (version, words)
+        assert ("gpu_memory_utilization leaves free" in words) is (budget.cuda_graph_bytes == 0), (
+            version,
+            words,
+        )
+        for border, release in re.findall(r"^(Since|Before|From) (0\.[0-9.]*[0-9])", words, re.MULTILINE):
+            assert (parse_version(version) >= parse_version(release)) is (border != "Before"), (
+                version,
+                words,
+            )
+        rules = profile_rules(model, version, drafts=speculation is not None)
+        per_logit = sampling_bytes(1, 1000, rules) / 1000
+        assert ("sort all logits" in words) is (per_logit == 38), (version, words)
+        assert ("Triton kernel" in words) is rules.filters_logits
+        assert ("16-bit logits as they are" in words) is (per_logit == 2)
+        assert ("Model Runner V2 samples from an fp32 copy" in words) is (per_logit == 6)
+        assert ("Model Runner V2" in words) is rules.v2_runner
+        assert ("draft model keeps" in words) is (rules != profile_rules(model, version))
+
+
+def test_llama_in_0_26_hears_of_the_second_runner() -> None:
+    words = said("meta-llama/Llama-3.1-8B", "H100-SXM-80GB", "0.26.0")
+    assert "Before 0.29 Model Runner V2 charges nothing for CUDA graphs" in words
+    assert "From 0.26 until 0.33 Model Runner V2 profiles sampling from the 16-bit logits" in words
+    old = said("meta-llama/Llama-3.1-8B", "H100-SXM-80GB", "0.11.0")
+    assert "Before 0.11.1 FlashInfer filters" in old
 
 
 def test_block_size_is_that_of_the_gpu() -> None:

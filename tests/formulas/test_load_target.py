@@ -37,6 +37,15 @@ def test_generations(gpu: str, *, blackwell: bool, datacenter: bool, fp8: bool) 
         fp8,
     )
     assert target.has_deep_gemm is datacenter
+    assert find_gpu(gpu).is_datacenter_blackwell is datacenter
+
+
+def test_b300_came_with_0_13() -> None:
+    b200, old, new = (
+        load_target(find_gpu(g), v) for g, v in (("B200", "0.12.0"), ("B300", "0.12.0"), ("B300", "0.13.0"))
+    )
+    assert (b200.is_b200, old.is_b200) == (True, False)
+    assert (b200.has_deep_gemm, old.has_deep_gemm, new.has_deep_gemm) == (True, False, True)
 
 
 def test_amd_has_no_capability() -> None:

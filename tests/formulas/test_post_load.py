@@ -14,7 +14,7 @@ from planner.domain.units import MIB_BYTES, bytes_to_gib
 from planner.formulas.buffers import BUFFER
 from planner.formulas.gemms import check_parallelism
 from planner.formulas.load_order import ALLOCATOR
-from planner.formulas.load_target import load_target
+from planner.formulas.load_target import has_deep_gemm_experts, load_target
 from planner.formulas.mxfp4_layout import Mxfp4Kernel, mxfp4_kernel
 from planner.formulas.post_load import POST_LOAD
 from planner.formulas.quantized import with_weight_dtype
@@ -132,12 +132,72 @@ def test_symmetric_gptq_loses_its_zero_points_in_marlin() -> None:
         (H100, "0.12.0", Mxfp4Kernel.TRITON),
         (B200, "0.10.2", Mxfp4Kernel.MARLIN),
         (B200, "0.12.0", Mxfp4Kernel.TRTLLM),
+        ("B300", "0.12.0", Mxfp4Kernel.TRITON),
+        ("B300", "0.13.0", Mxfp4Kernel.TRTLLM),
         (RTX, "0.33.0", Mxfp4Kernel.MARLIN),
         ("MI300X", "0.33.0", Mxfp4Kernel.ROCM),
     ],
 )
 def test_kernel_of_mxfp4_experts(gpu: str, version: str, kernel: Mxfp4Kernel) -> None:
     assert mxfp4_kernel(load_target(find_gpu(gpu), version)) is kernel
+
+
+@pytest.mark.parametrize(
+    ("gpu", "version", "kernel"),
+    [
+        (B200, "0.13.0", Mxfp4Kernel.TRITON),
+        (H100, "0.12.0", Mxfp4Kernel.TRITON),
+        (A100, "0.12.0", Mxfp4Kernel.MARLIN),
+        (B200, "0.16.0", Mxfp4Kernel.MARLIN),
+        (H100, "0.20.0", Mxfp4Kernel.MARLIN),
+        (B200, "0.33.0", Mxfp4Kernel.MARLIN),
+        ("MI300X", "0.33.0", Mxfp4Kernel.ROCM),
+    ],
+)
+def test_adapters_choose_the_kernel_of_mxfp4_experts(gpu: str, version: str, kernel: Mxfp4Kernel) -> None:
+    target = load_target(find_gpu(gpu), version)._replace(lora=True)
+    assert mxfp4_kernel(target) is kernel
+
+
+def test_adapters_change_the_layout_of_mxfp4_experts() -> None:
+    # gpt-oss-20b, 24 layers of 32 experts, 2880 wide: 3072 x 3072 for TRT-LLM, with fp32 biases and 3 constants an
+    # expert; 2944 x 3072 and 16-bit biases for Marlin
+    model, target = load_model("openai/gpt-oss-20b"), load_target(find_gpu(B200), "0.18.0")
+    plain, adapted = (
+        weights_bytes(model, Parallelism(), target._replace(lora=lora)) for lora in (False, True)
+    )
+    experts, width = 24 * 32, 3072 - 2944
+    values = 3 * width * 3072
+    biases = (2 * 3072 + 3072) * 4 - (2 * 2944 + 3072) * 2
+    saved = experts * (values // 2 + values // 32 + biases + 3 * 4)
+    # but for what the allocator rounds up
+    assert plain - adapted == pytest.approx(saved, rel=0.02)
+
+
+def test_triton_pads_the_scales_of_mxfp4_experts_by_the_gpu() -> None:
+    # gpt-oss-20b on B300 in 0.12: 2880 x 90 scales of the down product are 2944 x 96, kept beside those loaded
+    found = added(load_model("openai/gpt-oss-20b"), Parallelism(), "B300", "0.12.0")
+    assert found["experts_down_scales_padding"] == 24 * 32 * 2944 * 96
+
+
+@pytest.mark.parametrize(
+    ("gpu", "version", "layout", "wanted"),
+    [
+        (H100, "0.12.0", Parallelism(tp=4), True),
+        (H100, "0.12.0", Parallelism(tp=8), False),
+        (H100, "0.12.0", Parallelism(tp=4, dp=2), False),
+        (H100, "0.12.0", Parallelism(tp=2, dp=2), True),
+        (H100, "0.14.1", Parallelism(tp=8, ep=True), True),
+        (H100, "0.14.1", Parallelism(tp=4, dp=4, ep=True), True),
+        (H100, "0.11.2", Parallelism(tp=8), True),
+        (H100, "0.16.0", Parallelism(tp=4), False),
+        ("B300", "0.12.0", Parallelism(), False),
+        ("B300", "0.13.0", Parallelism(), True),
+        (A100, "0.13.0", Parallelism(), False),
+    ],
+)
+def test_where_deep_gemm_runs_experts(gpu: str, version: str, layout: Parallelism, wanted: bool) -> None:
+    assert has_deep_gemm_experts(load_target(find_gpu(gpu), version), layout) is wanted
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from planner.formulas.gemms import layer_gemms
 from planner.formulas.operators import gemm_s
 from planner.formulas.step import GRID_TOKENS, Cluster, StepModel, compile_step
 from planner.planning.facts import Facts
-from planner.planning.predict import Case, Prediction, predict
+from planner.planning.predict import Case, Prediction, default_interconnect, predict
 
 ENGINE = EngineSettings(
     max_num_seqs=256, max_num_batched_tokens=8192, max_model_len=8192, gpu_memory_utilization=0.9
@@ -30,6 +30,27 @@ def facts() -> Facts:
 
 
 ALONE = Parallelism()
+
+
+@pytest.mark.parametrize(
+    ("gpu", "wanted", "bridges"),
+    [
+        ("H100-SXM-80GB", Interconnect.NVSWITCH, False),
+        ("GB200", Interconnect.NVSWITCH, False),
+        ("H100-NVL", Interconnect.NVLINK_PAIR, True),
+        ("H100-PCIe-80GB", Interconnect.NVLINK_PAIR, True),
+        ("H200-NVL", Interconnect.NVLINK_PAIR, True),
+        ("A100-PCIe-80GB", Interconnect.NVLINK_PAIR, True),
+        # no NVLink, no bridge
+        ("V100-PCIe-16GB", Interconnect.PCIE, False),
+        ("L40S", Interconnect.PCIE, False),
+        ("MI300X", Interconnect.INFINITY_FABRIC, False),
+    ],
+)
+def test_how_gpus_reach_each_other_follows_their_kind(gpu: str, wanted: Interconnect, bridges: bool) -> None:
+    found = find_gpu(gpu)
+    assert default_interconnect(found) is wanted
+    assert found.has_nvlink_bridges is bridges
 
 
 def one(model: str, gpu: str = "H200", *, parallelism: Parallelism = ALONE, **load: float) -> Prediction:
