@@ -62,6 +62,11 @@ def read_config(path: Path) -> ConfigFiles:
     )
 
 
+def config_files(path: Path) -> tuple[Path, ...]:
+    """The files that `read_config` may read for this path."""
+    return tuple(file for one in (path, path / "config.json") for file in (one, _quant_path(one)))
+
+
 def _quant_path(config: Path) -> Path:
     """`X_hf_quant_config.json` beside `X_config.json` or `X.json`, `hf_quant_config.json` beside `config.json`."""
     if config.name == "config.json":

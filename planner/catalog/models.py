@@ -5,7 +5,13 @@ from functools import lru_cache
 from pathlib import Path
 
 from planner.catalog.huggingface import fetch_config
-from planner.catalog.model_config import parse_model, read_config, read_json_object, with_weight_dtype
+from planner.catalog.model_config import (
+    config_files,
+    parse_model,
+    read_config,
+    read_json_object,
+    with_weight_dtype,
+)
 from planner.catalog.nearest import fold, nearest
 from planner.catalog.paths import data_dir
 from planner.domain.base import Frozen, InputError
@@ -85,6 +91,13 @@ def load_model(reference: str, *, weight_dtype: WeightDtype | None = None) -> Mo
         InputError: nothing is meant by it, its config is not understood, or it cannot be had as `weight_dtype`.
     """
     return with_weight_dtype(_load(reference.strip()), weight_dtype)
+
+
+def model_files(reference: str) -> tuple[Path, ...]:
+    """The files that `load_model` may read for this reference: its own, or those of the bundled model it names."""
+    reference = reference.strip()
+    entry = _by_name().get(reference.casefold())
+    return config_files(Path(reference)) + (config_files(entry[1]) if entry is not None else ())
 
 
 def _load(reference: str) -> Model:

@@ -2,9 +2,9 @@
 
 import typer
 
-from planner.assemble.deployment import Engine, Formats, deployment, gpu_named, model_files, parallelism_of
+from planner.assemble.deployment import Engine, Formats, deployment, gpu_named, parallelism_of
 from planner.assemble.question import facts_for
-from planner.catalog.models import load_model
+from planner.catalog.models import load_model, model_files
 from planner.cli.options import (
     AsJson,
     BlockSize,

@@ -1,16 +1,18 @@
 """`memory`: one GPU's memory under one deployment, as vLLM's start-up log would print it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from planner.assemble.deployment import Engine, Formats, deployment, gpu_named, model_files, parallelism_of
+from planner.assemble.deployment import Engine, Formats, deployment, gpu_named, parallelism_of
 from planner.assemble.logged_deployment import Given
 from planner.assemble.question import facts_for
 from planner.catalog.load import gpus
+from planner.catalog.models import model_files
 from planner.cli.memory_report import MemoryAnswer, RoomAsked, show_memory
-from planner.cli.memory_solve import Asked, Unknown, show_solution, solve
+from planner.cli.memory_solve import Asked, Unknown, check_asked, show_solution, solve
 from planner.cli.options import (
     AsJson,
     BlockSize,
@@ -46,7 +48,7 @@ from planner.domain.base import InputError
 from planner.domain.hardware import Gpu
 from planner.domain.units import gib_to_bytes
 from planner.export.atomic import check_outputs
-from planner.planning.predict import size
+from planner.planning.predict import Case, size
 from planner.planning.sizing import Sizer
 
 
@@ -87,11 +89,13 @@ def memory(
     num_speculative_tokens: NumSpeculativeTokens = None,
     context_tokens: Annotated[
         int | None,
-        typer.Option("--context-tokens", min=1, help="Say how many sequences of this length are held."),
+        typer.Option(
+            "--context-tokens", min=1, max=10**8, help="Say how many sequences of this length are held."
+        ),
     ] = None,
     batch: Annotated[
         int | None,
-        typer.Option("--batch", min=1, help="Say how long so many sequences held at once can be."),
+        typer.Option("--batch", min=1, max=10**6, help="Say how long so many sequences held at once can be."),
     ] = None,
     unknown: Annotated[
         Unknown | None, typer.Option("--solve", help="Leave this open and answer it directly.")
@@ -171,15 +175,18 @@ def memory(
         draft_model=draft_model,
         num_speculative_tokens=num_speculative_tokens,
     )
-    parallelism = parallelism_of(*(1 if degree is None else degree for degree in (tp, pp, dp)), ep=ep)
+    least = 1 if unknown is Unknown.TP else tp
+    parallelism = parallelism_of(*(1 if degree is None else degree for degree in (least, pp, dp)), ep=ep)
     formats = Formats(weight_dtype, kv_dtype)
     cards = _cards(gpu, gpu_memory_gib, unknown)
     cases = tuple(deployment(model, card, parallelism, formats, engine) for card in cards)
+    _check_context(context_tokens, cases)
     sizer = Sizer(facts)
     if unknown is not None:
         if detail:
             raise InputError("--solve and --detail are two questions: give one of them")
         asked = Asked(unknown, cases, context_tokens, batch)
+        check_asked(asked)
         solution = solve(asked, sizer)
         show_solution(asked, solution, csv=csv, as_json=as_json)
         works = solution.value is not None
@@ -191,6 +198,13 @@ def memory(
         show_memory(answer, sizer, detail=detail, csv=csv, as_json=as_json)
     if not works:
         raise typer.Exit(1)
+
+
+def _check_context(context_tokens: int | None, cases: Sequence[Case]) -> None:
+    """Raises `InputError` where sequences are asked about that the engine would not take."""
+    longest = min(case.engine.max_model_len for case in cases)
+    if context_tokens is not None and context_tokens > longest:
+        raise InputError(f"--context-tokens must be at most max_model_len, {longest}, got {context_tokens}")
 
 
 def _unless_auto(name: str) -> str | None:

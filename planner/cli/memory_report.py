@@ -33,6 +33,8 @@ from planner.planning.predict import Case, Sized
 from planner.planning.sizing import Sizer
 
 BAR_WIDTH = 40
+LONGEST_BAR = 100
+"""What runs over the card's end is cut here."""
 MARKS = {
     "weights": "W",
     "draft model": "D",
@@ -165,7 +167,8 @@ def bar(budget: MemoryBudget) -> str:
     text, end_bytes = "", 0
     for part in memory_parts(budget):
         end_bytes += max(part.size_bytes, 0)
-        text += MARKS[part.name] * (round(BAR_WIDTH * end_bytes / budget.total_bytes) - len(text))
+        end = min(round(BAR_WIDTH * end_bytes / budget.total_bytes), LONGEST_BAR)
+        text += MARKS[part.name] * (end - len(text))
     return text
 
 

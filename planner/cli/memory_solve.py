@@ -7,10 +7,12 @@ from typing import NamedTuple
 
 from planner.cli.memory_report import DEPLOYMENT_HEADERS, deployment_cells, title
 from planner.cli.screen import Json, note, records, say, show_json, show_table
+from planner.domain.base import InputError
 from planner.export.format import count
 from planner.export.memory import DEPLOYMENT_COLUMNS, deployment_row
 from planner.export.table import write_csv
 from planner.planning.memory_questions import (
+    HeldLoad,
     gpu_options,
     largest_max_model_len,
     largest_max_num_seqs,
@@ -39,6 +41,21 @@ class Asked(NamedTuple):
     """One; for the GPU one a card of the catalog."""
     context_tokens: int | None
     batch: int | None
+
+    @property
+    def load(self) -> HeldLoad | None:
+        """What the KV cache must hold at once, where a batch or a length is asked for."""
+        if self.batch is None and self.context_tokens is None:
+            return None
+        return HeldLoad(self.batch or 1, self.context_tokens or self.cases[0].engine.max_model_len)
+
+
+def check_asked(asked: Asked) -> None:
+    """Raises `InputError` where a load is given that the answer would not depend on."""
+    if asked.unknown is Unknown.MAX_MODEL_LEN and asked.context_tokens is not None:
+        raise InputError("--solve max-model-len asks for the length: give no --context-tokens")
+    if asked.unknown is Unknown.MAX_NUM_SEQS and asked.batch is not None:
+        raise InputError("--solve max-num-seqs asks for the batch: give no --batch")
 
 
 class Solution(NamedTuple):
@@ -87,9 +104,12 @@ def show_solution(asked: Asked, solution: Solution, *, csv: Path | None, as_json
 
 def _solve_tp(asked: Asked, sizer: Sizer) -> Solution:
     (case,) = asked.cases
-    least = smallest_tp(case, sizer)
+    least = smallest_tp(case, sizer, asked.load)
+    room = _room(asked.load)
     sentence = (
-        f"The smallest TP that fits is {least}." if least else "No tensor-parallel degree up to 64 fits."
+        f"The smallest TP that fits{room} is {least}."
+        if least
+        else f"No tensor-parallel degree up to 64 fits{room}."
     )
     return Solution(least, sentence, tensor_parallel_options(case, sizer))
 
@@ -117,21 +137,34 @@ def _solve_seqs(asked: Asked, sizer: Sizer) -> Solution:
 def _flag_solution(case: Case, sizer: Sizer, flag: str, value: int, then: str) -> Solution:
     if value == 0:
         sized = size(case, sizer)
-        why = "" if sized.refusal is None else f": {sized.refusal.reason}"
+        why = (
+            ": so many sequences are not held at once"
+            if sized.refusal is None
+            else f": {sized.refusal.reason}"
+        )
         return Solution(None, f"No {flag} works{why}.", ((case, sized),))
     solved = case._replace(engine=case.engine.model_copy(update={flag: value}))
     sentence = f"The largest {flag} is {value:,}: {title(case)} {then}."
     return Solution(value, sentence, ((solved, size(solved, sizer)),))
 
 
+def _room(load: HeldLoad | None) -> str:
+    return (
+        ""
+        if load is None
+        else f" with {load.sequences:,} sequences of {load.context_tokens:,} tokens at once"
+    )
+
+
 def _solve_gpu(asked: Asked, sizer: Sizer) -> Solution:
     options = gpu_options(asked.cases, sizer)
-    gpu = smallest_gpu(options)
+    gpu = smallest_gpu(options, asked.load)
+    room = _room(asked.load)
     tp = asked.cases[0].parallelism.tp
     sentence = (
-        f"The smallest card that holds it at TP {tp} is {gpu.name}."
+        f"The smallest card that holds it{room} at TP {tp} is {gpu.name}."
         if gpu
-        else f"No GPU of the catalog holds it at TP {tp}."
+        else f"No GPU of the catalog holds it{room} at TP {tp}."
     )
     return Solution(gpu.name if gpu else None, sentence, options)
 

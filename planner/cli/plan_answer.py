@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from planner.assemble.deployment import model_files
 from planner.assemble.question import Ask, ask_from, facts_for, question_from
 from planner.catalog.load import hidden_offers
-from planner.catalog.models import load_model
+from planner.catalog.models import load_model, model_files
 from planner.cli.plan_json import answer_json
 from planner.cli.plan_report import Answer, report
 from planner.cli.question_file import previous_usd_per_month

@@ -22,6 +22,13 @@ SMALL_STEP_TOKENS, SMALL_STEP_SEQS = 2048, 256
 """vLLM's defaults for small cards."""
 
 
+class HeldLoad(NamedTuple):
+    """Running sequences that the KV cache must hold at once."""
+
+    sequences: int
+    context_tokens: int
+
+
 class Change(NamedTuple):
     """A deployment with something changed, and what its card then holds."""
 
@@ -58,10 +65,17 @@ def tensor_parallel_options(case: Case, sizer: Sizer) -> tuple[tuple[Case, Sized
     return tuple((one, found) for one, found in sized if found.placed is not None)
 
 
-def smallest_tp(case: Case, sizer: Sizer) -> int | None:
-    """The least tensor-parallel degree at which the engine starts; None where none does."""
+def smallest_tp(case: Case, sizer: Sizer, load: HeldLoad | None = None) -> int | None:
+    """The least tensor-parallel degree at which the engine starts and holds the load; None where none does."""
     options = tensor_parallel_options(case, sizer)
-    return next((one.parallelism.tp for one, found in options if found.refusal is None), None)
+    return next((one.parallelism.tp for one, found in options if holds(found, load)), None)
+
+
+def holds(sized: Sized, load: HeldLoad | None) -> bool:
+    """True where the engine starts and has room for the load."""
+    if sized.refusal is not None:
+        return False
+    return load is None or sequences_held(sized, load.context_tokens) >= load.sequences
 
 
 def largest_max_model_len(case: Case, sizer: Sizer, sequences: int = 1) -> int:
@@ -69,7 +83,7 @@ def largest_max_model_len(case: Case, sizer: Sizer, sequences: int = 1) -> int:
 
     def works(tokens: int) -> bool:
         found = size(_with_engine(case, max_model_len=tokens), sizer)
-        return found.refusal is None and sequences_held(found, tokens) >= sequences
+        return holds(found, HeldLoad(sequences, tokens) if sequences > 1 else None)
 
     return _largest(case.model.max_position, works)
 
@@ -94,9 +108,9 @@ def gpu_options(cases: Sequence[Case], sizer: Sizer) -> tuple[tuple[Case, Sized]
     return tuple((case, size(case, sizer)) for case in ordered)
 
 
-def smallest_gpu(options: Sequence[tuple[Case, Sized]]) -> Gpu | None:
-    """The smallest card on which the engine starts."""
-    return next((case.gpu for case, found in options if found.refusal is None), None)
+def smallest_gpu(options: Sequence[tuple[Case, Sized]], load: HeldLoad | None = None) -> Gpu | None:
+    """The smallest card on which the engine starts and holds the load."""
+    return next((case.gpu for case, found in options if holds(found, load)), None)
 
 
 def changes(case: Case, sizer: Sizer) -> tuple[Change, ...]:

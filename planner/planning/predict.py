@@ -10,7 +10,7 @@ from planner.domain.dtypes import KvDtype
 from planner.domain.evidence import Basis
 from planner.domain.hardware import Gpu, Interconnect
 from planner.domain.model import Model
-from planner.domain.plan import Latency
+from planner.domain.plan import Bottleneck, Latency
 from planner.domain.workload import Workload
 from planner.formulas.arrays import FloatArray
 from planner.formulas.kv_paging import kv_paging
@@ -18,7 +18,7 @@ from planner.formulas.step import Cluster, StepModel, StepTable, stack
 from planner.planning.candidates import BITS_PER_BYTE, BITS_PER_GBIT, NETWORK_FLOOR_GBPS
 from planner.planning.facts import Facts
 from planner.planning.loads import Loaded, load_of
-from planner.planning.sizing import Placed, Refusal, Sizer, memory_refusal
+from planner.planning.sizing import Placed, Refusal, Sizer, extras_problem, memory_refusal
 from planner.serving.steady_state import (
     Load,
     ServingState,
@@ -76,6 +76,10 @@ def size(case: Case, sizer: Sizer) -> Sized:
     )
     if isinstance(placed, Refusal):
         return Sized(refusal=placed)
+    problem = extras_problem(case.model, case.parallelism, case.engine)
+    if problem is not None:
+        layout = case.parallelism
+        return Sized(refusal=Refusal(Bottleneck.PARALLELISM, layout.gpus, layout.tp, "ranks", problem))
     budget = sizer.budget(placed, case.engine)
     refusal = None if budget.fits else memory_refusal(placed, budget, case.engine)
     return Sized(placed, budget, refusal)
@@ -87,8 +91,7 @@ def default_interconnect(gpu: Gpu) -> Interconnect:
         return Interconnect.INFINITY_FABRIC
     if gpu.nvlink_bytes_per_s <= 0:
         return Interconnect.PCIE
-    bridged = any(mark in gpu.name for mark in ("PCIe", "NVL", "RTX", "A40"))
-    return Interconnect.NVLINK_PAIR if bridged else Interconnect.NVSWITCH
+    return Interconnect.NVLINK_PAIR if gpu.has_nvlink_bridges else Interconnect.NVSWITCH
 
 
 def default_cluster(gpu: Gpu, parallelism: Parallelism) -> Cluster:

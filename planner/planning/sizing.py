@@ -110,7 +110,7 @@ class Sizer:
             operators=self._facts.operators_for(gpu),
             target=load_target(gpu, paging.engine_version),
             kv=self._kv[key],
-            card=Card(gpu, parallelism, sharded),
+            card=Card(gpu, parallelism, sharded, self._kv[key].block_size),
             paging=paging,
         )
 
@@ -140,9 +140,14 @@ class Sizer:
         )
 
 
+def loading_target(placed: Placed, engine: EngineSettings) -> LoadTarget:
+    """What decides the layout of weights under these settings."""
+    return placed.target._replace(batched_tokens=engine.max_num_batched_tokens, lora=engine.lora is not None)
+
+
 def _resident(placed: Placed, engine: EngineSettings) -> Resident:
     """What loading leaves on one GPU: the model, and what the settings keep beside it."""
-    target = placed.target._replace(batched_tokens=engine.max_num_batched_tokens)
+    target = loading_target(placed, engine)
     draft = lora = 0
     if engine.speculation is not None:
         draft = draft_bytes(engine.speculation, placed.parallelism, target)
@@ -155,19 +160,30 @@ def _resident(placed: Placed, engine: EngineSettings) -> Resident:
 
 
 def check_extras(model: Model, parallelism: Parallelism, engine: EngineSettings) -> None:
-    """Raises `InputError` where vLLM would not start with the blocks, adapters, draft or offloading asked for."""
+    """Raises `InputError` where vLLM would not start with these flags, whatever the memory."""
+    problem = extras_problem(model, parallelism, engine)
+    if problem is None and engine.max_num_seqs > engine.max_num_batched_tokens:
+        problem = (
+            f"max_num_seqs must be at most max_num_batched_tokens, {engine.max_num_batched_tokens}, "
+            f"got {engine.max_num_seqs}"
+        )
+    if problem is None and engine.block_size % BLOCK_SIZE_STEP:
+        problem = f"block_size must be a multiple of {BLOCK_SIZE_STEP}, got {engine.block_size}"
+    if problem is not None:
+        raise InputError(problem)
+
+
+def extras_problem(model: Model, parallelism: Parallelism, engine: EngineSettings) -> str | None:
+    """Why vLLM would not start with these adapters, this draft or this offloading, None where it would."""
     version = engine.engine_version
     problem = None
-    if engine.block_size % BLOCK_SIZE_STEP:
-        problem = f"block_size must be a multiple of {BLOCK_SIZE_STEP}, got {engine.block_size}"
-    if problem is None and engine.lora is not None:
+    if engine.lora is not None:
         problem = lora_problem(model, parallelism, engine.lora, engine_version=version)
     if problem is None and engine.speculation is not None:
         problem = draft_problem(model, engine.speculation, parallelism, engine_version=version)
     if problem is None and engine.kv_offload_bytes:
         problem = offloading_problem(version)
-    if problem is not None:
-        raise InputError(problem)
+    return problem
 
 
 def _given_cache_refusal(placed: Placed, budget: MemoryBudget) -> Refusal:

@@ -1,5 +1,6 @@
 """`memory`: the parts of a card, and what vLLM would log."""
 
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -221,7 +222,10 @@ class TestExtras:
         found = cli(*LLAMA_8B, "--kv-offloading-gib", 16, "--json").json
         assert found["offloaded_blocks"] == 8192
         assert found["offloaded_tokens"] == 8192 * 16
-        assert "Offloaded to the host: 131,072 tokens in 8,192 blocks" in cli(*LLAMA_8B, "--kv-offloading-gib", 16).out
+        assert (
+            "Offloaded to the host: 131,072 tokens in 8,192 blocks"
+            in cli(*LLAMA_8B, "--kv-offloading-gib", 16).out
+        )
 
     def test_a_tower_without_images_is_not_loaded(self, cli: Cli) -> None:
         model = ("memory", "--model", "google/gemma-3-4b-it", "--gpu", "L40S", "--json")
@@ -332,3 +336,71 @@ class TestLogAgainstAnotherCard:
             eager["KV cache"] > {row["what"]: row["predicted"] for row in cli(*log).json["rows"]}["KV cache"]
         )
         assert "read from it" in cli(*log, "--enable-lora").error
+
+
+class TestAttacks:
+    @pytest.mark.parametrize(
+        ("flags", "wanted"),
+        [
+            (("--max-num-seqs", 10**18), "max_num_seqs must be"),
+            (("--max-num-batched-tokens", 10**400), "max_num_batched_tokens must be"),
+            (("--block-size", 10**9), "block_size must be"),
+            (("--context-tokens", 10**400), "--context-tokens"),
+            (("--context-tokens", 8193), "--context-tokens must be at most max_model_len, 8192, got 8193"),
+            (
+                ("--max-num-seqs", 5000, "--max-num-batched-tokens", 2048),
+                "at most max_num_batched_tokens, 2048",
+            ),
+            (("--solve", "max-model-len", "--context-tokens", 100), "give no --context-tokens"),
+            (("--solve", "max-num-seqs", "--batch", 100), "give no --batch"),
+        ],
+    )
+    def test_bounds_are_told(self, cli: Cli, flags: tuple[object, ...], wanted: str) -> None:
+        assert wanted in cli(*LLAMA_8B, *flags).error
+
+    def test_the_bar_has_an_end(self, cli: Cli) -> None:
+        shown = cli(*LLAMA_8B, "--max-num-seqs", 10**6, "--max-num-batched-tokens", 10**7)
+        assert shown.code == 1
+        assert max(map(len, shown.out.splitlines())) < 300
+
+    def test_a_degree_that_adapters_refuse_is_no_answer(self, cli: Cli) -> None:
+        model = ("memory", "--model", "meta-llama/Meta-Llama-3-70B", "--gpu", "L40S", "--enable-lora")
+        sharded = (*model, "--max-lora-rank", 8, "--fully-sharded-loras")
+        solved = cli(*sharded, "--solve", "tp", "--json").json
+        assert cli(*sharded, "--tp", solved["answer"]).code == 0
+        assert [option["tp"] for option in solved["options"]] == [1, 2, 4, 8]
+
+    def test_the_load_asked_for_is_held(self, cli: Cli) -> None:
+        load = ("--batch", 100, "--context-tokens", 8192)
+        model = ("memory", "--model", "meta-llama/Llama-3.1-8B")
+        least = cli(*model, "--gpu", "H100", "--solve", "tp", *load, "--json").json["answer"]
+        assert least > 1
+        assert cli(*model, "--gpu", "H100", "--tp", least, *load, "--json").json["largest_batch"] >= 100
+        assert cli(*model, "--gpu", "H100", "--tp", least // 2, *load, "--json").json["largest_batch"] < 100
+        card = cli(*model, "--solve", "gpu", *load, "--json").json["answer"]
+        assert cli(*model, "--gpu", card, *load, "--json").json["largest_batch"] >= 100
+
+    def test_what_is_read_is_not_written(self, cli: Cli, tmp_path: Path) -> None:
+        config = tmp_path / "config.json"
+        config.write_text(
+            (Path("data/models/Qwen--Qwen3-0.6B.json")).read_text(encoding="utf-8"), encoding="utf-8"
+        )
+        beside = tmp_path / "hf_quant_config.json"
+        beside.write_text("{}", encoding="utf-8")
+        model = ("memory", "--model", config, "--gpu", "H100")
+        assert "hf_quant_config.json" in cli(*model, "--csv", beside).error
+        assert beside.read_text(encoding="utf-8") == "{}"
+        bundled = Path("data/models/Qwen--Qwen3-0.6B.json")
+        before = bundled.read_bytes()
+        assert cli("memory", "--model", "Qwen/Qwen3-0.6B", "--gpu", "H100", "--csv", bundled).code == 2
+        assert bundled.read_bytes() == before
+
+    def test_a_model_that_caches_nothing_is_refused(self, cli: Cli, tmp_path: Path) -> None:
+        name = "data/models/nvidia--NVIDIA-Nemotron-3-Nano-30B-A3B-BF16.json"
+        fields = json.loads(Path(name).read_text(encoding="utf-8"))
+        fields["hybrid_override_pattern"] = "E" * len(fields["hybrid_override_pattern"])
+        config = tmp_path / "experts.json"
+        config.write_text(json.dumps(fields), encoding="utf-8")
+        result = cli("memory", "--model", config, "--gpu", "H100")
+        assert result.code == 1
+        assert "there is no cache to plan" in result.out
