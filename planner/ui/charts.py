@@ -9,7 +9,7 @@ from planner.domain.hardware import Purchase
 from planner.domain.plan import Plan, Question
 from planner.domain.units import bytes_to_gib, seconds_to_ms
 from planner.export.format import promised
-from planner.export.memory import memory_parts
+from planner.export.memory import MemoryPart, memory_parts
 from planner.ui.format import gib, latency, number, usd
 from planner.ui.tables import PURCHASE_TITLES, layout_title
 
@@ -28,15 +28,19 @@ MEMORY_COLOURS = {
     "outside the engine": "#c9d1d6",
 }
 INK, FAINT, PROMISE = "#1d2733", "#8a97a0", "rgba(15, 107, 98, 0.08)"
+MISSED, MISSING = "#9b2335", "rgba(155, 35, 53, 0.25)"
 LEGEND_LINE_PX = 26
 WIDE_RATIO = 8.0
 """Costs that span more than this are drawn on a logarithmic axis."""
 
 
 def memory_bar(memory: MemoryBudget) -> go.Figure:
-    """One GPU's memory stacked part by part up to the card's capacity, with the engine's limit."""
+    """One GPU's memory stacked part by part up to the card's capacity, with the engine's limit.
+
+    Where memory is missing for one request, that request's KV cache is drawn whole, and what is missing shaded.
+    """
     figure = go.Figure()
-    for part in memory_parts(memory):
+    for part in _drawn(memory):
         shown = f"{part.name} {gib(part.size_bytes)}"
         figure.add_bar(
             x=[bytes_to_gib(part.size_bytes)],
@@ -46,31 +50,55 @@ def memory_bar(memory: MemoryBudget) -> go.Figure:
             marker_color=MEMORY_COLOURS[part.name],
             hovertemplate=f"{shown}<extra></extra>",
         )
-    _line(figure, bytes_to_gib(memory.total_bytes), f"card {gib(memory.total_bytes)}", lift_px=16)
-    _line(figure, bytes_to_gib(memory.requested_bytes), f"engine {gib(memory.requested_bytes)}", dash="dot")
+    card, engine = bytes_to_gib(memory.total_bytes), bytes_to_gib(memory.requested_bytes)
+    need = engine + bytes_to_gib(memory.shortfall_bytes)
+    end = max(card, need)
+    _line(figure, card, f"card {gib(memory.total_bytes)}", lift_px=16, left=card > end / 2)
+    _line(figure, engine, f"engine {gib(memory.requested_bytes)}", dash="dot", left=engine > end / 2)
+    if need > engine:
+        figure.add_vrect(x0=engine, x1=need, fillcolor=MISSING, line_width=0)
+        _label(figure, need, f"missing {gib(memory.shortfall_bytes)}", lift_px=32, colour=MISSED)
     figure.update_layout(
         barmode="stack",
         height=230,
-        margin={"l": 0, "r": 8, "t": 40, "b": 0},
+        margin={"l": 0, "r": 8, "t": 56 if need > engine else 40, "b": 0},
         legend={"orientation": "h", "y": -0.5, "x": 0, "traceorder": "normal"},
     )
-    figure.update_xaxes(title="GiB", range=[0, bytes_to_gib(memory.total_bytes) * 1.01], title_standoff=4)
+    figure.update_xaxes(title="GiB", range=[0, end * 1.01], title_standoff=4)
     figure.update_yaxes(visible=False)
     return figure
 
 
-def _line(figure: go.Figure, at: float, text: str, *, lift_px: int = 0, dash: str = "solid") -> None:
+def _drawn(memory: MemoryBudget) -> tuple[MemoryPart, ...]:
+    """The parts of the card; where memory is missing, what the engine needs instead."""
+    parts = memory_parts(memory)
+    if not memory.shortfall_bytes:
+        return parts
+    fixed = (part for part in parts if part.name not in ("KV cache", "outside the engine"))
+    return (*fixed, MemoryPart("KV cache", memory.request_bytes))
+
+
+def _line(
+    figure: go.Figure, at: float, text: str, *, lift_px: int = 0, dash: str = "solid", left: bool = True
+) -> None:
     figure.add_vline(x=at, line={"color": INK, "width": 2, "dash": dash})
+    _label(figure, at, text, lift_px=lift_px, left=left)
+
+
+def _label(
+    figure: go.Figure, at: float, text: str, *, lift_px: int, left: bool = True, colour: str = INK
+) -> None:
+    """A word above the bar, to the left or right of its place."""
     figure.add_annotation(
         x=at,
         y=1.0,
         yref="paper",
         yanchor="bottom",
         yshift=lift_px,
-        xanchor="right",
+        xanchor="right" if left else "left",
         text=text,
         showarrow=False,
-        font={"size": 12, "color": INK},
+        font={"size": 12, "color": colour},
     )
 
 

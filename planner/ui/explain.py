@@ -17,7 +17,7 @@ from planner.formulas.weights import fullest_rank_tensors
 from planner.planning.candidates import cluster_of
 from planner.planning.facts import Facts
 from planner.planning.loads import Loaded, as_column, load_of
-from planner.planning.sizing import Placed, Sizer
+from planner.planning.sizing import Placed, Sizer, loading_target
 from planner.serving.fleet import replicas_for, stages_per_instance
 from planner.serving.steady_state import Load
 from planner.ui.format import count, gib, latency, number, percent, usd
@@ -75,7 +75,7 @@ def placed_replica(plan: Plan, question: Question, facts: Facts) -> Placed:
 
 def weights_line(placed: Placed, engine: EngineSettings) -> Line:
     """Weight bytes of the fullest rank, by the group of tensors they belong to."""
-    target = placed.target._replace(batched_tokens=engine.max_num_batched_tokens)
+    target = loading_target(placed, engine)
     groups: dict[str, int] = {}
     for tensor in fullest_rank_tensors(loaded_model(placed.model, engine), placed.parallelism, target):
         groups[tensor.group] = groups.get(tensor.group, 0) + tensor.size_bytes

@@ -1,9 +1,9 @@
 """Quantities as people read them: those of the exports, and times, sizes and counts beside them."""
 
-from planner.domain.units import bytes_to_gib, seconds_to_ms
+from planner.domain.units import KIB_BYTES, bytes_to_gib, seconds_to_ms
 from planner.export.format import count, milliseconds, number, percent, rounded, usd
 
-__all__ = ["count", "gib", "latency", "number", "percent", "rounded", "signed_usd", "usd"]
+__all__ = ["count", "gib", "kib", "latency", "number", "percent", "rounded", "short", "signed_usd", "usd"]
 
 
 def signed_usd(value: float) -> str:
@@ -31,3 +31,24 @@ def gib(size_bytes: float) -> str:
     '15.0 GiB'
     """
     return f"{number(bytes_to_gib(size_bytes))} GiB"
+
+
+def kib(size_bytes: float) -> str:
+    """A size in KiB.
+
+    >>> kib(131_072)
+    '128 KiB'
+    """
+    return f"{number(size_bytes / KIB_BYTES)} KiB"
+
+
+def short(value: float) -> str:
+    """A large number where little space is.
+
+    >>> short(1_188_336), short(36_512), short(640)
+    ('1.19 M', '36.5 k', '640')
+    """
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= size:
+            return f"{number(value / size)} {unit}"
+    return f"{value:g}"

@@ -27,6 +27,7 @@ def run() -> None:
         [
             st.Page(VIEWS / "size.py", title="Size", icon=":material/straighten:", default=True),
             st.Page(VIEWS / "compare.py", title="Compare", icon=":material/scatter_plot:"),
+            st.Page(VIEWS / "memory.py", title="Memory", icon=":material/memory:"),
             st.Page(VIEWS / "catalog.py", title="Catalog", icon=":material/menu_book:"),
         ],
         position="top",

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.browser
 
-SHOWN = {"": "stMetric", "compare": "stPlotlyChart", "catalog": "stDataFrame"}
+LOGS = Path(__file__).parents[1] / "calibrate" / "startup_logs"
+SHOWN = {"": "stMetric", "compare": "stPlotlyChart", "memory": "stPlotlyChart", "catalog": "stDataFrame"}
 """What tells that a page has been drawn."""
 
 
@@ -62,11 +63,18 @@ def test_a_page_shows_no_error_and_fits_the_screen(dashboard: str, screen: "Page
 
 
 @pytest.mark.parametrize(
-    "search", ["", "?model=deepseek-ai/DeepSeek-V3&requests_per_s=500", "?model=Qwen/Qwen3-0.6B"]
+    "search",
+    [
+        "",
+        "?model=deepseek-ai/DeepSeek-V3&requests_per_s=500",
+        "?model=Qwen/Qwen3-0.6B",
+        "memory?model=Qwen/Qwen3-0.6B&memory_gpu=B300&memory_tp=2",
+        "memory?model=deepseek-ai/DeepSeek-V3&memory_tp=1",
+    ],
 )
-def test_no_metric_is_cut_off(dashboard: str, desktop: "Page", search: str) -> None:
-    open_page(desktop, f"{dashboard}/{search}")
-    cut = desktop.get_by_test_id("stMetric").evaluate_all(
+def test_no_metric_is_cut_off(dashboard: str, screen: "Page", search: str) -> None:
+    open_page(screen, f"{dashboard}/{search}")
+    cut = screen.get_by_test_id("stMetric").evaluate_all(
         """tiles => tiles.flatMap(tile => [...tile.querySelectorAll('*')])
            .filter(part => part.childElementCount === 0 && part.clientWidth > 0)
            .filter(part => part.scrollWidth > part.clientWidth + 1)
@@ -148,6 +156,38 @@ def test_touching_a_point_pins_it(dashboard: str, desktop: "Page") -> None:
     points.nth(points.count() // 2).click(force=True)
     settle(desktop)
     assert legend.all_text_contents() != before
+
+
+def test_memory_follows_the_plan_and_compares_a_log(dashboard: str, desktop: "Page") -> None:
+    open_page(desktop, f"{dashboard}/?gpu=H200-SXM-141GB")
+    desktop.get_by_role("link", name="Memory").click()
+    desktop.get_by_text("Memory of each GPU").wait_for()
+    settle(desktop)
+    assert query(desktop)["memory_gpu"] == ["H200-SXM-141GB"]
+    assert query(desktop)["memory_tp"] == [number_field(desktop, "TP")]
+    enter(desktop, "TP", "1")
+    assert query(desktop)["memory_tp"] == ["1"]
+    enter(desktop, "Max model length", "4096")
+    assert desktop.get_by_role("heading", level=3).first.inner_text().startswith(("Fits", "Does not fit"))
+    shown = desktop.get_by_test_id("stMetricValue").all_inner_texts()
+
+    desktop.get_by_text("Compare with your start-up log").click()
+    log = LOGS / "vllm-0.13.0.txt"
+    desktop.get_by_role("textbox", name="What vLLM printed when it started").fill(log.read_text())
+    desktop.keyboard.press("Control+Enter")
+    desktop.get_by_text("the log names the GPU on line").wait_for()
+    assert desktop.get_by_test_id("stAlertContentError").count() == 0
+
+    open_page(desktop, desktop.url)
+    assert desktop.get_by_test_id("stMetricValue").all_inner_texts() == shown
+    desktop.get_by_role("link", name="Size").click()
+    desktop.get_by_test_id("stMetric").first.wait_for()
+    settle(desktop)
+    enter(desktop, "Requests per second", "60")
+    desktop.get_by_role("link", name="Memory").click()
+    desktop.get_by_text("Memory of each GPU").wait_for()
+    settle(desktop)
+    assert number_field(desktop, "TP") == "1"
 
 
 def test_sidebar_and_formulas_open_within_the_screen(dashboard: str, screen: "Page") -> None:

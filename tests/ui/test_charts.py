@@ -2,7 +2,7 @@ import pytest
 
 from planner.domain.hardware import Purchase
 from planner.domain.plan import Plan
-from planner.domain.units import bytes_to_gib
+from planner.domain.units import GIB_BYTES, bytes_to_gib
 from planner.export.memory import memory_parts
 from planner.planning.recommend import shortlist
 from planner.ui import charts
@@ -72,3 +72,16 @@ def test_a_touched_point_says_what_it_is(plans: tuple[Plan, ...]) -> None:
     text = charts.hover(plans[0])
     assert plans[0].candidate.instance.instance_type in text
     assert plans[0].candidate.price.region in text
+
+
+def test_what_is_missing_is_drawn_beyond_the_engine_s_limit(plans: tuple[Plan, ...]) -> None:
+    memory = plans[0].memory
+    wanted = memory.model_copy(update={"request_bytes": memory.kv_cache_bytes + 7 * GIB_BYTES})
+    figure = charts.memory_bar(wanted)
+    drawn_gib = sum(trace.x[0] for trace in figure.data)
+    need_gib = bytes_to_gib(wanted.requested_bytes) + 7
+    assert drawn_gib == pytest.approx(need_gib)
+    shaded = next(shape for shape in figure.layout.shapes if shape.type == "rect")
+    assert (shaded.x0, shaded.x1) == pytest.approx((bytes_to_gib(wanted.requested_bytes), need_gib))
+    assert any(note.text == "missing 7.00 GiB" for note in figure.layout.annotations)
+    assert figure.layout.xaxis.range[1] >= max(need_gib, bytes_to_gib(wanted.total_bytes))
