@@ -98,7 +98,9 @@ def memory_json(answer: MemoryAnswer, sizer: Sizer) -> dict[str, Json]:
         **_host_json(case, sized),
         "smallest_tp_that_fits": smallest_tp(case, sizer),
         "changes": [_change_json(change) for change in changes(case, sizer)],
-        "engine_rules": list(named_rules(case.model, case.gpu, engine, case.kv_dtype)),
+        "engine_rules": list(
+            named_rules(case.model, case.gpu, engine, case.kv_dtype, parallelism=case.parallelism)
+        ),
     }
 
 
@@ -120,7 +122,7 @@ def _print(answer: MemoryAnswer, sizer: Sizer) -> None:
         _print_changes(changes(case, sizer))
     say()
     say(f"Rules of vLLM {parse_version(case.engine.engine_version)}:")
-    for rule in named_rules(case.model, case.gpu, case.engine, case.kv_dtype):
+    for rule in named_rules(case.model, case.gpu, case.engine, case.kv_dtype, parallelism=case.parallelism):
         say(f"  {rule}")
 
 

@@ -6,7 +6,7 @@ The borders are those of `engine_rules` and `profile_rules`; the sentences name 
 from collections.abc import Callable
 from typing import NamedTuple
 
-from planner.domain.deployment import EngineSettings
+from planner.domain.deployment import EngineSettings, Parallelism
 from planner.domain.dtypes import KvDtype
 from planner.domain.hardware import Gpu
 from planner.domain.model import (
@@ -28,7 +28,18 @@ from planner.formulas.engine_defaults import (
 )
 from planner.formulas.kv_cache import resolve_kv_dtype
 from planner.formulas.kv_paging import KvPaging, kv_paging
-from planner.formulas.profile_rules import SORTING_SAMPLER, ProfileRules, profile_rules, uses_v2_runner
+from planner.formulas.profile_rules import (
+    FLASHINFER_FUSION_ON_B300_SINCE,
+    FLASHINFER_FUSION_SINCE,
+    FLASHINFER_FUSION_WITH_STAGES_SINCE,
+    SORTING_SAMPLER,
+    ProfileRules,
+    fuses_all_reduce,
+    profile_rules,
+    uses_v2_runner,
+)
+
+WHOLE = Parallelism()
 
 
 class Deployed(NamedTuple):
@@ -59,7 +70,12 @@ class ReleaseRule(NamedTuple):
 
 
 def named_rules(
-    model: Model, gpu: Gpu, engine: EngineSettings, kv_dtype: KvDtype = KvDtype.AUTO
+    model: Model,
+    gpu: Gpu,
+    engine: EngineSettings,
+    kv_dtype: KvDtype = KvDtype.AUTO,
+    *,
+    parallelism: Parallelism = WHOLE,
 ) -> tuple[str, ...]:
     """The rules that changed between vLLM 0.11 and the newest read and matter for this deployment, one sentence each.
 
@@ -73,12 +89,34 @@ def named_rules(
     sentences = [_range_sentence(rules), _utilization_sentence(rules), _grouping_sentence(deployed)]
     profile = profile_rules(model, engine.engine_version, drafts=engine.speculation is not None)
     sentences += [_runner_sentence(deployed, profile), _graphs_sentence(deployed, profile)]
-    sentences.append(_sampler_sentence(profile))
+    sentences += [_sampler_sentence(profile), _fusion_sentence(deployed, parallelism)]
     sentences += [rule.sentence(rules) for rule in RELEASE_RULES if rule.matters(deployed)]
     sentences += [_block_size_sentence(deployed), _hybrid_manager_sentence(deployed)]
     if resolve_kv_dtype(model, kv_dtype, engine.engine_version) is KvDtype.FP8:
         sentences.append(_packed_latent_sentence(deployed))
     return tuple(sentence for sentence in sentences if sentence)
+
+
+def _fusion_sentence(deployed: Deployed, parallelism: Parallelism) -> str:
+    """Whether FlashInfer's all-reduce takes memory outside torch, where the newest release would use it."""
+    gpu, tp, version = deployed.gpu, parallelism.tp, deployed.rules.version
+    alone = parallelism.pp == parallelism.dp == 1
+    newest = parse_version(NEWEST_TESTED_VERSION)
+    if deployed.engine.enforce_eager or not fuses_all_reduce(gpu, tp, alone=alone, version=newest):
+        return ""
+    since = next(
+        one
+        for one in (
+            FLASHINFER_FUSION_SINCE,
+            FLASHINFER_FUSION_ON_B300_SINCE,
+            FLASHINFER_FUSION_WITH_STAGES_SINCE,
+        )
+        if fuses_all_reduce(gpu, tp, alone=alone, version=one)
+    )
+    if version < since:
+        return f"Before {since.major}.{since.minor} all-reduce takes no buffers of FlashInfer outside torch."
+    release = f"{since.major}.{since.minor}"
+    return f"Since {release} FlashInfer joins all-reduce and norm, with buffers of its own outside torch."
 
 
 def _range_sentence(rules: EngineRules) -> str:

@@ -148,3 +148,35 @@ def test_every_deployment_gets_plain_sentences_without_repeats() -> None:
 def test_an_unknown_version_is_refused() -> None:
     with pytest.raises(InputError, match="engine_version"):
         said("meta-llama/Llama-3.1-8B", "H200", "newest")
+
+
+@pytest.mark.parametrize(
+    ("gpu", "tp", "version", "wanted"),
+    [
+        (
+            "H100-SXM-80GB",
+            2,
+            "0.16.0",
+            "Before 0.17 all-reduce takes no buffers of FlashInfer outside torch.",
+        ),
+        ("H100-SXM-80GB", 2, "0.17.0", "Since 0.17 FlashInfer joins all-reduce and norm"),
+        ("B300", 8, "0.18.0", "Before 0.19 all-reduce takes no buffers"),
+        ("H100-SXM-80GB", 1, "0.33.0", ""),
+        ("A100-SXM-80GB", 8, "0.33.0", ""),
+    ],
+)
+def test_the_fused_all_reduce_is_named_where_it_takes_memory(
+    gpu: str, tp: int, version: str, wanted: str
+) -> None:
+    engine = EngineSettings(
+        max_num_seqs=256,
+        max_num_batched_tokens=8192,
+        max_model_len=8192,
+        gpu_memory_utilization=0.9,
+        engine_version=version,
+    )
+    rules = named_rules(
+        load_model("meta-llama/Llama-3.1-8B"), find_gpu(gpu), engine, parallelism=Parallelism(tp=tp)
+    )
+    found = [rule for rule in rules if "all-reduce" in rule]
+    assert found[0].startswith(wanted) if wanted else not found

@@ -266,7 +266,9 @@ def detail(answer: MemoryAnswer, placed: Placed, kv_cache_bytes: int) -> None:
                 "Layers that share a block table.",
             )
         with rules:
-            for rule in named_rules(case.model, case.gpu, case.engine, case.kv_dtype):
+            for rule in named_rules(
+                case.model, case.gpu, case.engine, case.kv_dtype, parallelism=case.parallelism
+            ):
                 st.markdown(f"- {rule}")
 
 
