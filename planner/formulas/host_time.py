@@ -1,0 +1,35 @@
+"""Time a request and a step spend outside the GPU: the engine's host work, and the front end before and after it."""
+
+from planner.domain.base import Frozen
+
+
+class HostTime(Frozen):
+    """What no kernel table tells; fitted on serving runs."""
+
+    step_s: float
+    """Host work of a step that the GPU waits for, where scheduling is asynchronous."""
+    per_sequence_s: float
+    """More of it for each sequence in the step."""
+    sync_step_s: float
+    """The same where a step is scheduled only when the one before has ended."""
+    sync_per_sequence_s: float
+    front_s: float
+    """Work of the front end on each request before the engine sees it, one request after the other."""
+    front_per_token_s: float
+    """More of it for each prompt token: tokenising, handing over."""
+    reply_s: float
+    """From the step that makes the first token to the client, and from the client to the front end."""
+    reply_per_user_s: float
+    """More of it for each request in flight: streaming shares one process."""
+
+
+NO_HOST_TIME = HostTime(
+    step_s=0.0,
+    per_sequence_s=0.0,
+    sync_step_s=0.0,
+    sync_per_sequence_s=0.0,
+    front_s=0.0,
+    front_per_token_s=0.0,
+    reply_s=0.0,
+    reply_per_user_s=0.0,
+)

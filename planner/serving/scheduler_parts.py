@@ -1,0 +1,186 @@
+"""Pieces of the compiled scheduler loop: curves, blocks, the waiting queue, the prefix cache, counters."""
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from planner.formulas.arrays import FloatArray, IntArray
+from planner.serving.scheduler_types import (
+    GAP_BINS,
+    GAP_LOW_S,
+    GAP_RATIO,
+    SERIES_BINS,
+    SERIES_FIELDS,
+    BlockPool,
+    Outcome,
+    StepTimes,
+)
+
+LOG_GAP_RATIO = float(np.log(GAP_RATIO))
+
+
+@njit(cache=True)
+def on_curve(grid: FloatArray, values: FloatArray, x: float) -> float:
+    """A curve between its grid points, and in a line beyond the last."""
+    right = min(max(int(np.searchsorted(grid, x)), 1), grid.size - 1)
+    low = grid[right - 1]
+    share = (max(x, grid[0]) - low) / (grid[right] - low)
+    return values[right - 1] + share * (values[right] - values[right - 1])
+
+
+@njit(cache=True)
+def padded(times: StepTimes, tokens: int) -> float:
+    """The captured size a step of so many tokens runs at."""
+    captured = times.captured_tokens
+    if captured.size and tokens <= captured[-1]:
+        return captured[np.searchsorted(captured, tokens)]
+    return float(tokens)
+
+
+@njit(cache=True)
+def decode_attention_s(times: StepTimes, sequences: int, seen: FloatArray) -> float:
+    """Attention of decoding sequences that see `seen` tokens together in each scope [S]."""
+    time_s = times.decode_constant_s + sequences * times.decode_per_sequence_s
+    for scope in range(seen.size):
+        time_s += seen[scope] * times.decode_per_token_s[scope]
+    return time_s
+
+
+@njit(cache=True)
+def prompt_attention_s(times: StepTimes, past: int, tokens: int) -> float:
+    """Attention of a prompt's chunk of `tokens` after `past` tokens."""
+    time_s = tokens * times.context_per_token_s
+    for scope in range(times.scope_tokens.size):
+        limit = times.scope_tokens[scope]
+        free = limit - past
+        if free >= tokens:
+            pairs = tokens * past + tokens * (tokens + 1) * 0.5
+        elif free <= 0:
+            pairs = tokens * limit
+        else:
+            pairs = free * past + free * (free + 1) * 0.5 + (tokens - free) * limit
+        time_s += pairs * times.context_per_pair_s[scope] + min(past, limit) * times.context_per_past_s[scope]
+    return time_s
+
+
+@njit(cache=True)
+def blocks_of(pool: BlockPool, computed: int, total: int) -> int:
+    """Blocks a sequence holds once `total` tokens have a slot, `computed` of them from before the step."""
+    blocks = 0
+    for group in range(pool.block_tokens.size):
+        if pool.state_blocks[group] > 0:
+            blocks += pool.state_blocks[group]
+            continue
+        size = pool.block_tokens[group]
+        held = (total + size - 1) // size
+        window = pool.window_tokens[group]
+        if window > 0:
+            unseen = computed // window * window if pool.chunked[group] else computed - window + 1
+            held -= max(unseen, 0) // size
+        blocks += held
+    return blocks
+
+
+@njit(cache=True)
+def shared_blocks(pool: BlockPool, tokens: int) -> int:
+    """Blocks of so many prompt tokens that requests can share: those of groups that see everything."""
+    blocks = 0
+    for group in range(pool.block_tokens.size):
+        if pool.state_blocks[group] == 0 and pool.window_tokens[group] == 0:
+            blocks += tokens // pool.block_tokens[group]
+    return blocks
+
+
+@njit(cache=True)
+def _before(keys: FloatArray, a: int, b: int) -> bool:
+    return keys[a, 0] < keys[b, 0] or (keys[a, 0] == keys[b, 0] and keys[a, 1] < keys[b, 1])
+
+
+@njit(cache=True)
+def push(heap: IntArray, keys: FloatArray, size: int, item: int) -> int:
+    """Adds a request to the waiting queue (a binary heap over `keys`); returns its new size."""
+    at = size
+    while at > 0:
+        parent = (at - 1) >> 1
+        if not _before(keys, item, heap[parent]):
+            break
+        heap[at] = heap[parent]
+        at = parent
+    heap[at] = item
+    return size + 1
+
+
+@njit(cache=True)
+def pop(heap: IntArray, keys: FloatArray, size: int) -> int:
+    """Takes the first request, `heap[0]`, off the waiting queue; returns its new size."""
+    size -= 1
+    item = heap[size]
+    at = 0
+    while True:
+        child = 2 * at + 1
+        if child >= size:
+            break
+        if child + 1 < size and _before(keys, heap[child + 1], heap[child]):
+            child += 1
+        if not _before(keys, heap[child], item):
+            break
+        heap[at] = heap[child]
+        at = child
+    heap[at] = item
+    return size
+
+
+@njit(cache=True)
+def unlink(links: IntArray, item: int) -> None:
+    """Takes a prefix block off the list of those that nobody uses (`links[:, 0]` before, `links[:, 1]` after)."""
+    before, after = links[item, 0], links[item, 1]
+    links[before, 1] = after
+    links[after, 0] = before
+
+
+@njit(cache=True)
+def append(links: IntArray, item: int) -> None:
+    """Puts a prefix block at the end of the list, last to be evicted; the sentinel is the last row."""
+    end = links.shape[0] - 1
+    last = links[end, 0]
+    links[last, 1] = item
+    links[item, 0] = last
+    links[item, 1] = end
+    links[end, 0] = item
+
+
+@njit(cache=True)
+def count_gap(gaps: FloatArray, gap_s: float, count: int) -> None:
+    """Counts gaps between tokens of one length."""
+    position = int(np.log(max(gap_s, GAP_LOW_S) / GAP_LOW_S) / LOG_GAP_RATIO)
+    gaps[min(position, GAP_BINS - 1)] += count
+
+
+@njit(cache=True)
+def record(out: Outcome, start_s: float, length_s: float, levels: tuple[Any, ...]) -> None:
+    """Adds a stretch of time to the series; bins grow twice as wide whenever it does not fit.
+
+    `levels`: running, waiting, blocks in use (held throughout) and tokens (spread over it).
+    """
+    series, totals = out.series, out.totals
+    while start_s + length_s > totals[4] * SERIES_BINS:
+        for b in range(SERIES_BINS // 2):
+            for field in range(SERIES_FIELDS):
+                series[b, field] = series[2 * b, field] + series[2 * b + 1, field]
+        series[SERIES_BINS // 2 :] = 0.0
+        totals[4] *= 2.0
+    width = totals[4]
+    rate = levels[3] / length_s if length_s > 0.0 else 0.0
+    b = min(int(start_s / width), SERIES_BINS - 1)
+    left = length_s
+    while left > 0.0 and b < SERIES_BINS:
+        part = min(left, max((b + 1) * width - start_s, 0.0))
+        series[b, 0] += part
+        series[b, 1] += part * levels[0]
+        series[b, 2] += part * levels[1]
+        series[b, 3] += part * levels[2]
+        series[b, 4] += part * rate
+        start_s += part
+        left -= part
+        b += 1
