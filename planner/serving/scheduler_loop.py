@@ -11,6 +11,7 @@ from numba import njit
 from planner.formulas.arrays import FloatArray
 from planner.serving.scheduler_parts import (
     blocks_of,
+    compiled,
     count_gap,
     decode_attention_s,
     on_curve,
@@ -93,7 +94,7 @@ def run(
     out.totals[5] = clock[NOW]
 
 
-@njit(cache=True)
+@compiled
 def _arrive(state: State) -> bool:
     """Moves on to the next arrival where nothing is to do, and lets in who had come by then; False for nobody."""
     counts, clock = state.counts, state.clock
@@ -109,7 +110,7 @@ def _arrive(state: State) -> bool:
     return True
 
 
-@njit(cache=True)
+@compiled
 def _wanted(stream: RequestStream, limits: SchedulerLimits, state: State, r: int, computed: int) -> int:
     """Tokens of a request that this step can compute."""
     want = min(stream.prompt_tokens[r] + state.answered[r] - computed, state.counts[BUDGET])
@@ -118,7 +119,7 @@ def _wanted(stream: RequestStream, limits: SchedulerLimits, state: State, r: int
     return want
 
 
-@njit(cache=True)
+@compiled
 def _schedule_running(
     stream: RequestStream, limits: SchedulerLimits, pool: BlockPool, state: State, out: Outcome
 ) -> bool:
@@ -141,7 +142,7 @@ def _schedule_running(
     return preempted
 
 
-@njit(cache=True)
+@compiled
 def _preempt(stream: RequestStream, limits: SchedulerLimits, state: State, out: Outcome) -> int:
     """Takes its blocks from the last running request, or the least urgent, and lets it wait again; returns it."""
     counts, keys = state.counts, state.keys
@@ -169,7 +170,7 @@ def _preempt(stream: RequestStream, limits: SchedulerLimits, state: State, out: 
     return victim
 
 
-@njit(cache=True)
+@compiled
 def _schedule_waiting(
     stream: RequestStream, limits: SchedulerLimits, pool: BlockPool, state: State, out: Outcome
 ) -> None:
@@ -206,7 +207,7 @@ def _schedule_waiting(
             out.cached_tokens[r] = found
 
 
-@njit(cache=True)
+@compiled
 def _prefix_hits(stream: RequestStream, state: State, r: int, total: int) -> tuple[int, int]:
     """Stored blocks that the prompt begins with, and those of them that nobody reads; one token is left to compute."""
     hits = idle = 0
@@ -219,7 +220,7 @@ def _prefix_hits(stream: RequestStream, state: State, r: int, total: int) -> tup
     return hits, idle
 
 
-@njit(cache=True)
+@compiled
 def _measure(
     stream: RequestStream, times: StepTimes, state: State, seen: FloatArray
 ) -> tuple[int, int, float, float]:
@@ -249,7 +250,7 @@ def _measure(
     return decoding, tokens, fixed_s, length_s
 
 
-@njit(cache=True)
+@compiled
 def _see(times: StepTimes, state: State, steps: int, seen: FloatArray) -> None:
     """Tokens in scope of all running requests in the last of so many decode steps [S]."""
     seen[:] = 0.0
@@ -259,7 +260,7 @@ def _see(times: StepTimes, state: State, steps: int, seen: FloatArray) -> None:
             seen[scope] += min(context, times.scope_tokens[scope])
 
 
-@njit(cache=True)
+@compiled
 def _steps_alike(stream: RequestStream, pool: BlockPool, state: State) -> int:
     """Decode steps that all running requests take together before one finishes or blocks may run short."""
     steps = NO_LIMIT
@@ -278,7 +279,7 @@ def _steps_alike(stream: RequestStream, pool: BlockPool, state: State) -> int:
     return max(1, min(steps, spare * smallest))
 
 
-@njit(cache=True)
+@compiled
 def _steps_undisturbed(limits: SchedulerLimits, times: StepTimes, state: State, step_s: float) -> int:
     """Decode steps before somebody who comes meanwhile is scheduled."""
     counts = state.counts
@@ -297,7 +298,7 @@ def _steps_undisturbed(limits: SchedulerLimits, times: StepTimes, state: State, 
     return late + int(np.ceil((np.sqrt(linear * linear + 2.0 * growth_s * gap_s) - linear) / growth_s))
 
 
-@njit(cache=True)
+@compiled
 def _advance(
     stream: RequestStream, pool: BlockPool, state: State, out: Outcome, steps: int, step_s: float
 ) -> None:
@@ -322,7 +323,7 @@ def _advance(
         state.answered[r] += steps
 
 
-@njit(cache=True)
+@compiled
 def _answer(
     stream: RequestStream, limits: SchedulerLimits, times: StepTimes, state: State, out: Outcome
 ) -> None:

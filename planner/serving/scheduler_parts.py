@@ -17,10 +17,15 @@ from planner.serving.scheduler_types import (
     StepTimes,
 )
 
+compiled = njit(cache=True, _nrt=False)
+"""For functions that only borrow the arrays of the loop: counting references to them would take longer than the work.
+
+Numba keeps what calls them compiled until its own file changes: touch scheduler_loop.py after a change here.
+"""
 LOG_GAP_RATIO = float(np.log(GAP_RATIO))
 
 
-@njit(cache=True)
+@compiled
 def on_curve(grid: FloatArray, values: FloatArray, x: float) -> float:
     """A curve between its grid points, and in a line beyond the last."""
     right = min(max(int(np.searchsorted(grid, x)), 1), grid.size - 1)
@@ -29,7 +34,7 @@ def on_curve(grid: FloatArray, values: FloatArray, x: float) -> float:
     return values[right - 1] + share * (values[right] - values[right - 1])
 
 
-@njit(cache=True)
+@compiled
 def padded(times: StepTimes, tokens: int) -> float:
     """The captured size a step of so many tokens runs at."""
     captured = times.captured_tokens
@@ -38,7 +43,7 @@ def padded(times: StepTimes, tokens: int) -> float:
     return float(tokens)
 
 
-@njit(cache=True)
+@compiled
 def decode_attention_s(times: StepTimes, sequences: int, seen: FloatArray) -> float:
     """Attention of decoding sequences that see `seen` tokens together in each scope [S]."""
     time_s = times.decode_constant_s + sequences * times.decode_per_sequence_s
@@ -47,7 +52,7 @@ def decode_attention_s(times: StepTimes, sequences: int, seen: FloatArray) -> fl
     return time_s
 
 
-@njit(cache=True)
+@compiled
 def prompt_attention_s(times: StepTimes, past: int, tokens: int) -> float:
     """Attention of a prompt's chunk of `tokens` after `past` tokens."""
     time_s = tokens * times.context_per_token_s
@@ -64,7 +69,7 @@ def prompt_attention_s(times: StepTimes, past: int, tokens: int) -> float:
     return time_s
 
 
-@njit(cache=True)
+@compiled
 def blocks_of(pool: BlockPool, computed: int, total: int) -> int:
     """Blocks a sequence holds once `total` tokens have a slot, `computed` of them from before the step."""
     blocks = 0
@@ -82,7 +87,7 @@ def blocks_of(pool: BlockPool, computed: int, total: int) -> int:
     return blocks
 
 
-@njit(cache=True)
+@compiled
 def shared_blocks(pool: BlockPool, tokens: int) -> int:
     """Blocks of so many prompt tokens that requests can share: those of groups that see everything."""
     blocks = 0
@@ -92,12 +97,12 @@ def shared_blocks(pool: BlockPool, tokens: int) -> int:
     return blocks
 
 
-@njit(cache=True)
+@compiled
 def _before(keys: FloatArray, a: int, b: int) -> bool:
     return keys[a, 0] < keys[b, 0] or (keys[a, 0] == keys[b, 0] and keys[a, 1] < keys[b, 1])
 
 
-@njit(cache=True)
+@compiled
 def push(heap: IntArray, keys: FloatArray, size: int, item: int) -> int:
     """Adds a request to the waiting queue (a binary heap over `keys`); returns its new size."""
     at = size
@@ -111,7 +116,7 @@ def push(heap: IntArray, keys: FloatArray, size: int, item: int) -> int:
     return size + 1
 
 
-@njit(cache=True)
+@compiled
 def pop(heap: IntArray, keys: FloatArray, size: int) -> int:
     """Takes the first request, `heap[0]`, off the waiting queue; returns its new size."""
     size -= 1
@@ -131,7 +136,7 @@ def pop(heap: IntArray, keys: FloatArray, size: int) -> int:
     return size
 
 
-@njit(cache=True)
+@compiled
 def unlink(links: IntArray, item: int) -> None:
     """Takes a prefix block off the list of those that nobody uses (`links[:, 0]` before, `links[:, 1]` after)."""
     before, after = links[item, 0], links[item, 1]
@@ -139,7 +144,7 @@ def unlink(links: IntArray, item: int) -> None:
     links[after, 0] = before
 
 
-@njit(cache=True)
+@compiled
 def append(links: IntArray, item: int) -> None:
     """Puts a prefix block at the end of the list, last to be evicted; the sentinel is the last row."""
     end = links.shape[0] - 1
@@ -150,14 +155,14 @@ def append(links: IntArray, item: int) -> None:
     links[end, 0] = item
 
 
-@njit(cache=True)
+@compiled
 def count_gap(gaps: FloatArray, gap_s: float, count: int) -> None:
     """Counts gaps between tokens of one length."""
     position = int(np.log(max(gap_s, GAP_LOW_S) / GAP_LOW_S) / LOG_GAP_RATIO)
     gaps[min(position, GAP_BINS - 1)] += count
 
 
-@njit(cache=True)
+@compiled
 def record(out: Outcome, start_s: float, length_s: float, levels: tuple[Any, ...]) -> None:
     """Adds a stretch of time to the series; bins grow twice as wide whenever it does not fit.
 

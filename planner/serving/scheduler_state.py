@@ -6,7 +6,7 @@ import numpy as np
 from numba import njit
 
 from planner.formulas.arrays import BoolArray, FloatArray, IntArray
-from planner.serving.scheduler_parts import append, push, shared_blocks, unlink
+from planner.serving.scheduler_parts import append, compiled, push, shared_blocks, unlink
 from planner.serving.scheduler_types import BlockPool, Outcome, RequestStream, SchedulerLimits, StepTimes
 
 WAITING, ACTIVE, SCHEDULED, FREE, IDLE_PREFIXES, ARRIVED, KNOWN, FINISHED, BUDGET, COUNTS = range(10)
@@ -85,7 +85,7 @@ def new_state(
     return state
 
 
-@njit(cache=True)
+@compiled
 def send(stream: RequestStream, times: StepTimes, state: State, out: Outcome, sent_s: float) -> None:
     """The next request leaves its client and passes the front end, after those before it."""
     r = state.counts[KNOWN]
@@ -97,13 +97,13 @@ def send(stream: RequestStream, times: StepTimes, state: State, out: Outcome, se
     state.counts[KNOWN] += 1
 
 
-@njit(cache=True)
+@compiled
 def available_blocks(state: State) -> int:
     """Blocks that can be taken: free ones, and prefixes that nobody reads."""
     return state.counts[FREE] + state.counts[IDLE_PREFIXES] * state.unit_blocks
 
 
-@njit(cache=True)
+@compiled
 def take_blocks(state: State, r: int, blocks: int) -> None:
     """Gives a request blocks, evicting the prefixes read longest ago; there are enough."""
     end = state.links.shape[0] - 1
@@ -117,7 +117,7 @@ def take_blocks(state: State, r: int, blocks: int) -> None:
     state.held[r] += blocks
 
 
-@njit(cache=True)
+@compiled
 def read_prefix(state: State, p: int) -> None:
     """One more request reads a stored prefix block."""
     if state.readers[p] == 0:
@@ -126,7 +126,7 @@ def read_prefix(state: State, p: int) -> None:
     state.readers[p] += 1
 
 
-@njit(cache=True)
+@compiled
 def release(stream: RequestStream, state: State, r: int) -> None:
     """Frees the blocks of a request; its prefix stays cached, its end to be evicted first."""
     state.counts[FREE] += state.held[r]
@@ -140,7 +140,7 @@ def release(stream: RequestStream, state: State, r: int) -> None:
     state.shares[r] = 0
 
 
-@njit(cache=True)
+@compiled
 def store_prefix(stream: RequestStream, state: State, r: int) -> None:
     """Prefix blocks that a prompt has just filled can be read by others."""
     while stream.prefix_start[r] + state.shares[r] < stream.prefix_start[r + 1]:
@@ -159,7 +159,7 @@ def store_prefix(stream: RequestStream, state: State, r: int) -> None:
         state.held[r] -= state.unit_blocks
 
 
-@njit(cache=True)
+@compiled
 def wait(state: State, r: int) -> None:
     """Puts a request into the waiting queue."""
     state.counts[WAITING] = push(state.heap, state.keys, state.counts[WAITING], r)
