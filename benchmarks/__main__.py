@@ -15,13 +15,21 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from planner.assemble.deployment import Engine, Formats, deployment, gpu_named, parallelism_of
 from planner.assemble.question import Ask, facts_for, question_from
 from planner.catalog.models import bundled_models
 from planner.cli import main as run
+from planner.domain.workload import Workload
 from planner.planning.evaluate import RUNNING_POINTS
+from planner.planning.predict import size
 from planner.planning.recommend import recommend
+from planner.planning.simulate import drawn_traffic, engine_of
+from planner.planning.sizing import Sizer
+from planner.serving.simulation import simulate
 
 REPEATS = 5
+SIMULATED = 20_000
+SIMULATED_ROWS = 200
 MEMORY_ROWS = 1000
 MEMORY_ROWS_S = 1.0
 ROWS = 4000
@@ -58,12 +66,12 @@ def peak_child_mb() -> float:
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
 
 
-def runs_table(path: Path) -> None:
+def runs_table(path: Path, rows: int = ROWS) -> None:
     """A runs table of many different deployments and loads."""
     with path.open("w", newline="") as stream:
         writer = csv.DictWriter(stream, [*RUN, "gpu", "tp", "concurrency"])
         writer.writeheader()
-        for row in range(ROWS):
+        for row in range(rows):
             gpu = ("H100-SXM-80GB", "A100-SXM-80GB", "H200-SXM-141GB", "B200")[row % 4]
             writer.writerow({**RUN, "gpu": gpu, "tp": (2, 4, 8)[row % 3], "concurrency": 1 + row % 128})
 
@@ -101,11 +109,24 @@ def memory_answer_s() -> float:
     return slowest
 
 
-def predict_rows_per_s(folder: Path) -> float:
+def predict_rows_per_s(folder: Path, *, rows: int = ROWS, method: str = "steady") -> float:
     """Rows a second of `predict`, process start included."""
     source, target = folder / "runs.csv", folder / "out.csv"
-    runs_table(source)
-    return ROWS / median_s(planner_process("predict", str(source), "--output", str(target)), 3)
+    runs_table(source, rows)
+    command = ("predict", str(source), "--output", str(target), "--method", method)
+    return rows / median_s(planner_process(*command), 3)
+
+
+def simulated_per_s() -> float:
+    """Requests a second through the simulated scheduler on one core: conversations on a replica that carries them."""
+    facts = facts_for()
+    engine = Engine(max_model_len=8192)
+    case = deployment("meta-llama/Llama-3.1-70B", gpu_named("H100"), parallelism_of(8), Formats(), engine)
+    load = Workload(input_tokens=2100, output_tokens=400, length_low_ratio=0.05, requests_per_s=5.5)
+    traffic = drawn_traffic(load.model_copy(update={"num_requests": SIMULATED}), 0)
+    sizer = Sizer(facts)
+    one = engine_of(case, size(case, sizer), sizer, facts.host)
+    return SIMULATED / median_s(lambda: simulate(one, traffic.stream), 3)
 
 
 def screened_per_s() -> tuple[float, float]:
@@ -125,6 +146,7 @@ def main() -> None:
     recommend_s, points_per_s = screened_per_s()
     with tempfile.TemporaryDirectory() as folder:
         rows_per_s = predict_rows_per_s(Path(folder))
+        simulated_rows_per_s = predict_rows_per_s(Path(folder), rows=SIMULATED_ROWS, method="simulate")
         memory_s = memory_rows_s(Path(folder))
     table = Table("what", "measured", "budget", "measured / budget", title="Budgets")
     for what, value, budget, unit in (
@@ -141,6 +163,19 @@ def main() -> None:
         f"{rows_per_s:,.0f} rows/s",
         "2,000 rows/s",
         f"{rows_per_s / 2000:.2f}",
+    )
+    table.add_row(
+        "`predict --method simulate`, process start included",
+        f"{simulated_rows_per_s:,.0f} rows/s",
+        "30 rows/s",
+        f"{simulated_rows_per_s / 30:.2f}",
+    )
+    requests_per_s = simulated_per_s()
+    table.add_row(
+        "simulated scheduler, one core",
+        f"{requests_per_s:,.0f} requests/s",
+        "300,000 requests/s",
+        f"{requests_per_s / 300_000:.2f}",
     )
     screened = f"{points_per_s:,.0f}/s"
     table.add_row("screening (layout, flags, load)", screened, "50,000/s", f"{points_per_s / 50_000:.2f}")

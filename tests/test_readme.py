@@ -16,6 +16,12 @@ meta-llama/Llama-3.1-8B,H100-SXM-80GB,1,1024,128,8,100,9
 """
 
 
+TRACE = """TIMESTAMP,ContextTokens,GeneratedTokens
+2023-11-16 18:15:46.6805900,374,44
+2023-11-16 18:15:50.9951690,396,109
+"""
+
+
 def commands() -> list[str]:
     """The command lines of the README's code blocks that end by themselves and need nothing measured."""
     blocks = re.findall(r"^```\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
@@ -33,6 +39,7 @@ def test_a_command_of_the_readme_answers(
     for name in ("runs.csv", "measured.csv"):
         (tmp_path / name).write_text(MEASURED, encoding="utf-8")
     shutil.copy(ROOT / "tests/calibrate/startup_logs/vllm-0.18.0.txt", tmp_path / "server.log")
+    (tmp_path / "trace.csv").write_text(TRACE, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     assert main(shlex.split(line)[3:]) == 0
     assert capsys.readouterr().out or "predict" in line
@@ -42,7 +49,14 @@ def test_there_are_commands_to_try() -> None:
     assert len(commands()) >= 7
 
 
-PAGES = ("README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/memory.md", "data/README.md")
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/architecture.md",
+    "docs/memory.md",
+    "docs/accuracy.md",
+    "data/README.md",
+)
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from planner.calibrate.store import calibration_directories, operators_for, read_accuracy
+from planner.catalog.host_time import read_host_time
 from planner.catalog.load import apply_price_overrides, find_gpu, find_preset, gpus, offers
 from planner.catalog.memory_coefficients import read_memory_coefficients
 from planner.catalog.model_config import with_weight_dtype
@@ -237,6 +238,7 @@ def facts_for(
         offers=found,
         operators_for=lambda gpu: operators_for(gpu, directories),
         memory=read_memory_coefficients(calibration_dir),
+        host=read_host_time(calibration_dir).host,
         accuracy=read_accuracy(directories),
         today=datetime.now(UTC).date().isoformat(),
     )

@@ -7,6 +7,7 @@ import typer
 
 from planner.assemble.question import facts_for
 from planner.calibrate.store import ACCURACY_FILE, write_coefficients
+from planner.catalog.host_time import FILE_NAME as SERVING_FILE
 from planner.catalog.memory_coefficients import FILE_NAME as MEMORY_FILE
 from planner.catalog.paths import default_calibration_dir
 from planner.cli.error_bands import fit_error_bands
@@ -16,7 +17,7 @@ from planner.domain.base import InputError
 from planner.domain.evidence import ErrorBand
 from planner.export.atomic import check_outputs, check_writable, write_text
 from planner.export.format import percent
-from planner.export.table import write_csv
+from planner.export.table import Cell, write_csv
 
 app = typer.Typer(help="Fit coefficients and their errors from evidence.", rich_markup_mode=None)
 
@@ -124,6 +125,54 @@ def memory(
         shown = [[name, str(runs), percent(middle), percent(within)] for name, runs, middle, within in rows]
         headers = ["measure", "runs", "median", "90 % within"]
         show_table("|predicted / measured - 1| with each model left out of the fit", headers, shown)
+    note(f"wrote {path}")
+
+
+@app.command("serving")
+def serving(
+    measured: Annotated[
+        Path, typer.Argument(metavar="RUNS.csv", help="A runs table with measured TTFT and TPOT.")
+    ],
+    calibration_dir: OutputDir = None,
+    csv: CsvFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fit the engine's host time to measured serving runs (some minutes)."""
+    from planner.assemble.fit_serving import check_enough, fitted_host_time, runnable
+    from planner.assemble.host_time_errors import SPREADS, HostTimeRow, Spread, fit_and_test
+    from planner.cli.measured_runs import measured_serving_runs
+
+    folder = _writable_folder(calibration_dir)
+    check_outputs(csv, inputs=(measured,))
+    found, others = measured_serving_runs(measured)
+    runs = runnable(found, facts_for(calibration_dir=calibration_dir))
+    check_enough(runs)
+    left = others + len(found) - len(runs)
+    if left:
+        note(
+            f"{measured}: {left} rows have no single load, no TTFT or TPOT, or an engine that would not start"
+        )
+    with fraction("fitting") as progress:
+        host, tested = fit_and_test(runs, progress)
+    path = folder / SERVING_FILE
+    write_text(path, fitted_host_time(host, runs, source=measured.name).model_dump_json(indent=2) + "\n")
+    columns = (*HostTimeRow._fields[:3], *(f"{name}_{field}" for name in SPREADS for field in Spread._fields))
+    rows: list[list[Cell]] = [
+        [row.left_out, row.group, row.runs, *(value for spread in row.spreads for value in spread)]
+        for row in tested
+    ]
+    if csv is not None:
+        write_csv(csv, columns, rows)
+        note(f"wrote {csv}")
+    if as_json:
+        show_json(records(columns, rows))
+    else:
+        headers = ["left out", "runs of", "runs", "TPOT before", "TPOT", "TTFT before", "TTFT"]
+        shown = [
+            [row.left_out, row.group, str(row.runs), *(_median_and_p90(*spread) for spread in row.spreads)]
+            for row in tested
+        ]
+        show_table("|simulated / measured - 1|, without host time and with it: median / p90", headers, shown)
     note(f"wrote {path}")
 
 

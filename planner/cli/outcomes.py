@@ -1,6 +1,7 @@
 """Predicts a stream of runs, thousands at a time."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from enum import StrEnum
 from itertools import islice
 from math import ceil
 
@@ -11,6 +12,7 @@ from planner.domain.plan import Bottleneck
 from planner.export.predictions import Outcome, Status
 from planner.planning.facts import Facts
 from planner.planning.predict import Case, Prediction, predict
+from planner.planning.predict_simulated import predict_simulated
 
 BATCH = 20_000
 """Rows predicted at once: layouts compile once a batch, memory stays bounded."""
@@ -23,10 +25,24 @@ def batches(runs: Iterable[Run], size: int = BATCH) -> Iterator[list[Run]]:
         yield batch
 
 
-def outcomes(runs: Sequence[Run], facts: Facts) -> list[Outcome]:
+class Method(StrEnum):
+    """How latency is predicted."""
+
+    STEADY = "steady"
+    """In closed form."""
+    SIMULATE = "simulate"
+    """Request by request."""
+
+
+Predictor = Callable[[Sequence[Case], Facts], Sequence[Prediction]]
+PREDICTORS: dict[Method, Predictor] = {Method.STEADY: predict, Method.SIMULATE: predict_simulated}
+
+
+def outcomes(runs: Sequence[Run], facts: Facts, method: Method = Method.STEADY) -> list[Outcome]:
     """What becomes of each run, in their order."""
+    predictor = PREDICTORS[method]
     cases = [case for run in runs if run.asks for case in run.asks.cases]
-    predictions = iter(_predictions(cases, facts))
+    predictions = iter(_predictions(cases, facts, predictor))
     found: list[Outcome] = []
     tight: list[tuple[int, RunCases]] = []
     for run in runs:
@@ -37,7 +53,7 @@ def outcomes(runs: Sequence[Run], facts: Facts) -> list[Outcome]:
         found.append(_outcome(candidates, run.asks))
         if run.asks.own_length and _lacks_memory(found[-1]):
             tight.append((len(found) - 1, run.asks))
-    _shorten(found, tight, facts)
+    _shorten(found, tight, facts, predictor)
     return found
 
 
@@ -46,10 +62,12 @@ def _lacks_memory(outcome: Outcome) -> bool:
     return refusal is not None and refusal.bottleneck is Bottleneck.MEMORY
 
 
-def _shorten(found: list[Outcome], tight: Sequence[tuple[int, RunCases]], facts: Facts) -> None:
+def _shorten(
+    found: list[Outcome], tight: Sequence[tuple[int, RunCases]], facts: Facts, predictor: Predictor
+) -> None:
     """Answers runs that do not say `max_model_len` at what their load needs, where the model's own does not fit."""
     shorter = [[_at_needed_length(case) for case in asks.cases] for _, asks in tight]
-    predictions = iter(_predictions([case for cases in shorter for case in cases], facts))
+    predictions = iter(_predictions([case for cases in shorter for case in cases], facts, predictor))
     for (index, asks), cases in zip(tight, shorter, strict=True):
         outcome = _outcome([next(predictions) for _ in cases], asks)
         if outcome.status is Status.OK:
@@ -78,16 +96,16 @@ def _outcome(candidates: Sequence[Prediction | str], asks: RunCases) -> Outcome:
     return Outcome(prediction, Status.OK, asks.note)
 
 
-def _predictions(cases: Sequence[Case], facts: Facts) -> Sequence[Prediction | str]:
+def _predictions(cases: Sequence[Case], facts: Facts, predictor: Predictor) -> Sequence[Prediction | str]:
     """All cases together; one by one where one of them is refused as a whole."""
     try:
-        return predict(cases, facts)
+        return predictor(cases, facts)
     except InputError:
-        return [_alone(case, facts) for case in cases]
+        return [_alone(case, facts, predictor) for case in cases]
 
 
-def _alone(case: Case, facts: Facts) -> Prediction | str:
+def _alone(case: Case, facts: Facts, predictor: Predictor) -> Prediction | str:
     try:
-        return predict([case], facts)[0]
+        return predictor([case], facts)[0]
     except InputError as error:
         return str(error)

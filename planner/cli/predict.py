@@ -9,19 +9,20 @@ from typing import Annotated
 import typer
 
 from planner.assemble.question import facts_for
-from planner.catalog.nearest import unknown
 from planner.cli.options import AsJson, CalibrationDir
-from planner.cli.outcomes import batches, outcomes
+from planner.cli.outcomes import Method, batches, outcomes
 from planner.cli.runs import open_runs
 from planner.cli.screen import Json, counting, note, records, show_json, show_table
-from planner.domain.base import InputError
 from planner.export.atomic import atomic_text, check_outputs
 from planner.export.format import number
 from planner.export.predictions import PREDICTION_COLUMNS, Status, prediction_cells
 from planner.export.table import Cell, csv_cell
 from planner.planning.facts import Facts
 
-METHODS = ("steady",)
+MethodOption = Annotated[
+    Method,
+    typer.Option("--method", help="steady: closed form; simulate: request by request, with host time."),
+]
 SHOWN_ROWS = 20
 SHOWN_COLUMNS = {
     "model": "model",
@@ -45,23 +46,22 @@ def predict(
     output: Annotated[
         Path | None, typer.Option("--output", "--csv", metavar="OUT.csv", help="Write every row there.")
     ] = None,
-    method: Annotated[str, typer.Option(help="steady: closed form.")] = "steady",
+    method: MethodOption = Method.STEADY,
     calibration_dir: CalibrationDir = None,
     as_json: AsJson = False,
 ) -> None:
     """Predict every row of a runs table."""
-    check_method(method)
     check_outputs(output)
-    facts = facts_for(calibration_dir=calibration_dir)
+    facts = facts_of(method, calibration_dir)
     if output is not None:
         started = time.perf_counter()
-        counts = write_predictions(runs, output, facts)
+        counts = write_predictions(runs, output, facts, method)
         spent_s = time.perf_counter() - started
         note(f"wrote {output}: {summary(counts)} in {number(spent_s)} s")
         if as_json:
             show_json(_counts_json(counts))
         return
-    columns, rows, counts = _predicted(runs, facts)
+    columns, rows, counts = _predicted(runs, facts, method)
     if as_json:
         show_json({**_counts_json(counts), "rows": records(columns, rows)})
     else:
@@ -69,15 +69,17 @@ def predict(
         note(f"{summary(counts)}; --output FILE keeps every column")
 
 
-def check_method(method: str) -> None:
-    """Raises InputError for a way of predicting that does not exist."""
-    if method == "simulate":
-        raise InputError("--method simulate is not built yet; legal: steady")
-    if method not in METHODS:
-        raise unknown("method", method, METHODS)
+def facts_of(method: Method, calibration_dir: Path | None) -> Facts:
+    """What predictions rest on; how far simulated ones lie from measurements is not known yet, so they get no band."""
+    facts = facts_for(calibration_dir=calibration_dir)
+    if method is Method.STEADY:
+        return facts
+    return facts._replace(accuracy=facts.accuracy.model_copy(update={"bands": ()}))
 
 
-def write_predictions(runs: Path, output: Path, facts: Facts) -> Counter[Status]:
+def write_predictions(
+    runs: Path, output: Path, facts: Facts, method: Method = Method.STEADY
+) -> Counter[Status]:
     """Predicts a table into a file, row by row in their order, and counts what became of them.
 
     Raises:
@@ -88,7 +90,7 @@ def write_predictions(runs: Path, output: Path, facts: Facts) -> Counter[Status]
         writer = csv.writer(stream)
         writer.writerow((*table.columns, *PREDICTION_COLUMNS))
         for batch in batches(table.runs):
-            for run, outcome in zip(batch, outcomes(batch, facts), strict=True):
+            for run, outcome in zip(batch, outcomes(batch, facts, method), strict=True):
                 cells = prediction_cells(outcome, facts.accuracy)
                 writer.writerow((*run.cells, *map(csv_cell, cells)))
                 counts[outcome.status] += 1
@@ -96,13 +98,15 @@ def write_predictions(runs: Path, output: Path, facts: Facts) -> Counter[Status]
     return counts
 
 
-def _predicted(runs: Path, facts: Facts) -> tuple[tuple[str, ...], list[tuple[Cell, ...]], Counter[Status]]:
+def _predicted(
+    runs: Path, facts: Facts, method: Method
+) -> tuple[tuple[str, ...], list[tuple[Cell, ...]], Counter[Status]]:
     """The whole table in memory."""
     counts: Counter[Status] = Counter()
     rows: list[tuple[Cell, ...]] = []
     with open_runs(runs) as table, counting("predicting", None) as advance:
         for batch in batches(table.runs):
-            for run, outcome in zip(batch, outcomes(batch, facts), strict=True):
+            for run, outcome in zip(batch, outcomes(batch, facts, method), strict=True):
                 rows.append((*run.cells, *prediction_cells(outcome, facts.accuracy)))
                 counts[outcome.status] += 1
             advance(len(batch))

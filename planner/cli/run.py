@@ -11,7 +11,7 @@ from typing import Annotated, TextIO
 import typer
 
 from planner.catalog.nearest import harmless, unknown
-from planner.cli import catalog, export, fit, memory, plan, predict, ui, validate
+from planner.cli import catalog, export, fit, memory, plan, predict, simulate, ui, validate
 from planner.domain.base import InputError
 
 ANSWERED, NOTHING_FITS, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -30,6 +30,7 @@ app.command("plan")(plan.plan)
 app.command("predict")(predict.predict)
 app.command("validate")(validate.validate)
 app.command("memory")(memory.memory)
+app.command("simulate")(simulate.simulate)
 app.add_typer(catalog.app, name="catalog")
 app.add_typer(export.app, name="export")
 app.add_typer(fit.app, name="fit")

@@ -9,11 +9,10 @@ from typing import Annotated, NamedTuple
 
 import typer
 
-from planner.assemble.question import facts_for
 from planner.cli.error_table import Checked, ErrorRow, check, error_rows
 from planner.cli.options import AsJson, CalibrationDir
-from planner.cli.outcomes import batches, outcomes
-from planner.cli.predict import check_method, summary
+from planner.cli.outcomes import Method, batches, outcomes
+from planner.cli.predict import MethodOption, facts_of, summary
 from planner.cli.runs import Run, open_runs
 from planner.cli.screen import counting, note, records, say, show_json, show_markdown, show_table
 from planner.domain.base import InputError
@@ -62,15 +61,14 @@ def validate(
         Path | None, typer.Option("--output", metavar="OUT.csv", help="Write every row with its prediction.")
     ] = None,
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the error table to FILE.")] = None,
-    method: Annotated[str, typer.Option(help="steady: closed form.")] = "steady",
+    method: MethodOption = Method.STEADY,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables in Markdown.")] = False,
     calibration_dir: CalibrationDir = None,
     as_json: AsJson = False,
 ) -> None:
     """Predict measured runs and print the errors."""
-    check_method(method)
     check_outputs(output, csv, inputs=(measured,))
-    found = examine(measured, facts_for(calibration_dir=calibration_dir), output)
+    found = examine(measured, facts_of(method, calibration_dir), output, method)
     rows = error_rows(found.checked)
     if csv is not None:
         write_csv(csv, ERROR_COLUMNS, rows)
@@ -98,7 +96,7 @@ def validate(
         )
 
 
-def examine(path: Path, facts: Facts, output: Path | None = None) -> Exam:
+def examine(path: Path, facts: Facts, output: Path | None = None, method: Method = Method.STEADY) -> Exam:
     """Predicts a measured table, and writes every row with its prediction where asked to.
 
     Raises:
@@ -116,7 +114,7 @@ def examine(path: Path, facts: Facts, output: Path | None = None) -> Exam:
             writer.writerow((*table.columns, *PREDICTION_COLUMNS))
         advance = stack.enter_context(counting("predicting", None))
         for batch in batches(table.runs):
-            for run, outcome in zip(batch, outcomes(batch, facts), strict=True):
+            for run, outcome in zip(batch, outcomes(batch, facts, method), strict=True):
                 _count(exam, table.columns, run, outcome)
                 if writer is not None:
                     cells = prediction_cells(outcome, facts.accuracy)

@@ -1,25 +1,32 @@
 """Time a request and a step spend outside the GPU: the engine's host work, and the front end before and after it."""
 
+from typing import Annotated
+
+from pydantic import Field
+
 from planner.domain.base import Frozen
+
+MAX_S = 10.0
+Seconds = Annotated[float, Field(ge=0, le=MAX_S, allow_inf_nan=False)]
 
 
 class HostTime(Frozen):
     """What no kernel table tells; fitted on serving runs."""
 
-    step_s: float
+    step_s: Seconds
     """Host work of a step that the GPU waits for, where scheduling is asynchronous."""
-    per_sequence_s: float
+    per_sequence_s: Seconds
     """More of it for each sequence in the step."""
-    sync_step_s: float
+    sync_step_s: Seconds
     """The same where a step is scheduled only when the one before has ended."""
-    sync_per_sequence_s: float
-    front_s: float
+    sync_per_sequence_s: Seconds
+    front_s: Seconds
     """Work of the front end on each request before the engine sees it, one request after the other."""
-    front_per_token_s: float
+    front_per_token_s: Seconds
     """More of it for each prompt token: tokenising, handing over."""
-    reply_s: float
+    reply_s: Seconds
     """From the step that makes the first token to the client, and from the client to the front end."""
-    reply_per_user_s: float
+    reply_per_user_s: Seconds
     """More of it for each request in flight: streaming shares one process."""
 
 

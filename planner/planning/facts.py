@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from planner.domain.evidence import Accuracy
 from planner.domain.hardware import Gpu, Offer
+from planner.formulas.host_time import HostTime
 from planner.formulas.memory import MemoryCoefficients
 from planner.formulas.operators import GpuOperators
 
@@ -17,6 +18,7 @@ class Facts(NamedTuple):
     offers: tuple[Offer, ...]
     operators_for: Callable[[Gpu], GpuOperators]
     memory: MemoryCoefficients
+    host: HostTime
     accuracy: Accuracy
     today: str
     """ISO date, to tell how old a price is."""

@@ -19,6 +19,7 @@ from planner.serving.scheduler_parts import (
     pop,
     prompt_attention_s,
     record,
+    reserved_blocks,
 )
 from planner.serving.scheduler_state import (
     ACTIVE,
@@ -188,7 +189,7 @@ def _schedule_waiting(
         need = blocks_of(pool, found, found + want) - hits * state.unit_blocks
         whole = need
         if limits.reserve_full_prompt:
-            whole = max(need, blocks_of(pool, found, total) - hits * state.unit_blocks)
+            whole = max(need, reserved_blocks(pool, limits, found, total) - hits * state.unit_blocks)
         if whole > available_blocks(state) - idle_hits * state.unit_blocks:
             return
         counts[WAITING] = pop(state.heap, state.keys, counts[WAITING])

@@ -14,10 +14,11 @@ from planner.serving.scheduler_types import (
     SERIES_FIELDS,
     BlockPool,
     Outcome,
+    SchedulerLimits,
     StepTimes,
 )
 
-compiled = njit(cache=True, _nrt=False)
+compiled = njit(cache=True, _nrt=False)  # type: ignore[call-overload]
 """For functions that only borrow the arrays of the loop: counting references to them would take longer than the work.
 
 Numba keeps what calls them compiled until its own file changes: touch scheduler_loop.py after a change here.
@@ -84,6 +85,22 @@ def blocks_of(pool: BlockPool, computed: int, total: int) -> int:
             unseen = computed // window * window if pool.chunked[group] else computed - window + 1
             held -= max(unseen, 0) // size
         blocks += held
+    return blocks
+
+
+@compiled
+def reserved_blocks(pool: BlockPool, limits: SchedulerLimits, computed: int, total: int) -> int:
+    """Blocks a sequence will need at most until `total` tokens are computed: a windowed group frees what is out of
+    sight, and never holds more than its window and one step."""
+    blocks = blocks_of(pool, computed, total)
+    for group in range(pool.block_tokens.size):
+        window = pool.window_tokens[group]
+        if window > 0 and pool.state_blocks[group] == 0:
+            size = pool.block_tokens[group]
+            unseen = computed // window * window if pool.chunked[group] else computed - window + 1
+            held = (total + size - 1) // size - max(unseen, 0) // size
+            most = (window + limits.max_num_batched_tokens + size - 1) // size + 1
+            blocks -= max(held - most, 0)
     return blocks
 
 

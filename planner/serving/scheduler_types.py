@@ -11,6 +11,8 @@ GAP_LOW_S, GAP_RATIO = 1e-5, 1.0125
 """Gaps between tokens are counted from 10 us to 350 s, within 0.6 %."""
 SERIES_BINS = 256
 SERIES_FIELDS = 5
+FIRST_BIN_S = 2.0**-10
+"""Bins double in width until the run fits."""
 
 
 class RequestStream(NamedTuple):
@@ -113,5 +115,5 @@ def empty_outcome(requests: int) -> Outcome:
         preemptions=np.zeros(requests, dtype=np.int64),
         gaps=np.zeros(GAP_BINS),
         series=np.zeros((SERIES_BINS, SERIES_FIELDS)),
-        totals=np.array([0.0, 0.0, 0.0, 0.0, 1.0, 0.0]),
+        totals=np.array([0.0, 0.0, 0.0, 0.0, FIRST_BIN_S, 0.0]),
     )

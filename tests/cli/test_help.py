@@ -11,6 +11,7 @@ VERBS = [
     ("predict",),
     ("validate",),
     ("memory",),
+    ("simulate",),
     ("catalog",),
     ("catalog", "check"),
     ("catalog", "list"),

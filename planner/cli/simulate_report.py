@@ -1,0 +1,167 @@
+"""A simulated run on the screen, as JSON and request by request."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from planner.cli.screen import Json, say, show_json, show_table
+from planner.domain.units import seconds_to_ms
+from planner.domain.workload import Slo
+from planner.export.format import count, milliseconds, number, percent, promised
+from planner.export.table import Cell, write_csv
+from planner.planning.predict import Case
+from planner.planning.simulate import Simulation, Traffic
+from planner.serving.measures import Measures, Requests, Spread
+
+REQUEST_COLUMNS = (
+    "sent_s",
+    "prompt_tokens",
+    "output_tokens",
+    "cached_tokens",
+    "queue_ms",
+    "ttft_ms",
+    "tpot_ms",
+    "e2e_ms",
+    "preemptions",
+)
+SPREADS = {
+    "ttft": "time to first token",
+    "tpot": "time per output token",
+    "itl": "between tokens",
+    "e2e": "whole answer",
+    "queue": "before admission",
+}
+
+
+class SimulationAnswer(NamedTuple):
+    """What was asked, and what became of it."""
+
+    case: Case
+    traffic: Traffic
+    slo: Slo
+    found: Simulation
+
+
+def write_requests(path: Path, requests: Requests | None) -> None:
+    """Every request as a CSV row; none where the engine does not start."""
+    write_csv(path, REQUEST_COLUMNS, [] if requests is None else _request_rows(requests))
+
+
+def _request_rows(requests: Requests) -> Iterable[tuple[Cell, ...]]:
+    columns = (
+        requests.sent_s,
+        requests.prompt_tokens,
+        requests.output_tokens,
+        requests.cached_tokens,
+        *(requests.queue_s * 1e3, requests.ttft_s * 1e3, requests.tpot_s * 1e3, requests.e2e_s * 1e3),
+        requests.preemptions,
+    )
+    return zip(*(column.tolist() for column in columns), strict=True)
+
+
+def show_simulation(answer: SimulationAnswer, *, as_json: bool) -> None:
+    """Prints an answer, or why the engine does not start."""
+    if as_json:
+        show_json(simulation_json(answer))
+        return
+    refusal, measures = answer.found.sized.refusal, answer.found.measures
+    if refusal is not None:
+        say(f"Does not start: {refusal.reason}.")
+    if measures is not None:
+        _print(answer, measures)
+
+
+def simulation_json(answer: SimulationAnswer) -> dict[str, Json]:
+    """The whole answer as one JSON object."""
+    case, traffic, slo, found = answer
+    layout, engine, sized = case.parallelism, case.engine, found.sized
+    return {
+        "model": case.model.name,
+        "gpu": case.gpu.name,
+        "tp": layout.tp,
+        "pp": layout.pp,
+        "dp": layout.dp,
+        "ep": layout.ep,
+        "weight_dtype": case.model.weight_dtype.value,
+        "kv_dtype": case.kv_dtype.value,
+        "engine_version": engine.engine_version,
+        "max_model_len": engine.max_model_len,
+        "max_num_seqs": engine.max_num_seqs,
+        "max_num_batched_tokens": engine.max_num_batched_tokens,
+        "async_scheduling": engine.async_scheduling,
+        "fits": sized.refusal is None,
+        "reason": None if sized.refusal is None else sized.refusal.reason,
+        "basis": None if sized.placed is None else sized.placed.operators.basis.value,
+        "kv_cache_tokens": None if sized.budget is None else sized.budget.kv_cache_tokens,
+        "users": traffic.users or None,
+        "ttft_p95_limit_ms": None if slo.ttft_p95_s is None else seconds_to_ms(slo.ttft_p95_s),
+        "tpot_p95_limit_ms": None if slo.tpot_p95_s is None else seconds_to_ms(slo.tpot_p95_s),
+        "notes": list(found.notes),
+        **({} if found.measures is None else _measures_json(found.measures)),
+    }
+
+
+def _measures_json(measures: Measures) -> dict[str, Json]:
+    plain = {name: value for name, value in measures._asdict().items() if name not in (*SPREADS, "series")}
+    latencies: dict[str, Json] = {
+        f"{name}_ms": {
+            figure.removesuffix("_s"): seconds_to_ms(value)
+            for figure, value in getattr(measures, name)._asdict().items()
+        }
+        for name in SPREADS
+    }
+    series: dict[str, Json] = {name: column.tolist() for name, column in measures.series._asdict().items()}
+    return {**plain, **latencies, "series": series}
+
+
+def _print(answer: SimulationAnswer, measures: Measures) -> None:
+    case, traffic = answer.case, answer.traffic
+    load = f"{count(traffic.users, 'user')} in a closed loop" if traffic.users else "open loop"
+    say(
+        f"{case.model.name} on {case.parallelism.gpus} x {case.gpu.name}: "
+        f"{count(measures.requests, 'request')}, {load}, {number(measures.duration_s)} s, no warm-up dropped"
+    )
+    show_table(
+        "",
+        ["latency", "mean", "p50", "p90", "p95", "p99"],
+        [[title, *_shown(getattr(measures, name))] for name, title in SPREADS.items()],
+    )
+    show_table("", ["figure", "value"], [*_figures(measures), *_promised(answer.slo, measures)])
+
+
+def _shown(figures: Spread) -> list[str]:
+    return [milliseconds(seconds_to_ms(value)) for value in figures]
+
+
+def _figures(measures: Measures) -> list[list[str]]:
+    return [
+        ["output tokens/s", number(measures.output_tokens_per_s)],
+        ["tokens/s with prompts", number(measures.total_tokens_per_s)],
+        ["requests/s", number(measures.requests_per_s)],
+        ["running, mean", number(measures.mean_running)],
+        ["sent and not running, mean", number(measures.mean_waiting)],
+        ["engine busy", percent(measures.utilization_ratio)],
+        ["KV cache in use, mean", percent(measures.mean_kv_used_ratio)],
+        ["KV cache in use, peak", percent(measures.peak_kv_used_ratio)],
+        ["prompt tokens from the prefix cache", percent(measures.prefix_hit_ratio)],
+        ["preemptions", f"{measures.preemptions:,}"],
+    ]
+
+
+def _promised(slo: Slo, measures: Measures) -> list[list[str]]:
+    """Goodput, where latencies are promised."""
+    limits = {"TTFT": slo.ttft_p95_s, "TPOT": slo.tpot_p95_s}
+    given = [
+        f"{name} up to {promised(seconds_to_ms(limit_s))}"
+        for name, limit_s in limits.items()
+        if limit_s is not None
+    ]
+    if not given:
+        return []
+    share = measures.goodput_requests_per_s / measures.requests_per_s
+    return [
+        [
+            f"requests/s with {' and '.join(given)}",
+            f"{number(measures.goodput_requests_per_s)} ({percent(share)})",
+        ]
+    ]
