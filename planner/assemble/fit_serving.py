@@ -124,10 +124,10 @@ def _simulated(one: Runnable, host: HostTime) -> tuple[float, float]:
 
 def with_host_time(one: Replica, host: HostTime) -> Replica:
     """The same replica with another host time."""
-    is_async = one.engine.async_scheduling
+    host_s, per_sequence_s = host.of_step(async_scheduling=one.engine.async_scheduling)
     times = one.times._replace(
-        host_s=host.step_s if is_async else host.sync_step_s,
-        host_per_sequence_s=host.per_sequence_s if is_async else host.sync_per_sequence_s,
+        host_s=host_s,
+        host_per_sequence_s=per_sequence_s,
         front_s=host.front_s,
         front_per_token_s=host.front_per_token_s,
     )

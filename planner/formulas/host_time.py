@@ -29,6 +29,12 @@ class HostTime(Frozen):
     reply_per_user_s: Seconds
     """More of it for each request in flight: streaming shares one process."""
 
+    def of_step(self, *, async_scheduling: bool) -> tuple[float, float]:
+        """Host work of a step, and more of it for each sequence [s]."""
+        if async_scheduling:
+            return self.step_s, self.per_sequence_s
+        return self.sync_step_s, self.sync_per_sequence_s
+
 
 NO_HOST_TIME = HostTime(
     step_s=0.0,

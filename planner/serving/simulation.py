@@ -50,7 +50,7 @@ def step_times(
     step: StepModel, engine: EngineSettings, host: HostTime, captured: Sequence[int] = ()
 ) -> StepTimes:
     """The step model with the host's share, as the compiled loop reads it."""
-    is_async = engine.async_scheduling
+    host_s, per_sequence_s = host.of_step(async_scheduling=engine.async_scheduling)
     return StepTimes(
         grid_tokens=GRID_TOKENS,
         body_s=step.body_s,
@@ -64,8 +64,8 @@ def step_times(
         context_per_pair_s=step.context_per_pair_s,
         context_per_past_s=step.context_per_past_s,
         captured_tokens=np.array(captured, dtype=np.float64),
-        host_s=host.step_s if is_async else host.sync_step_s,
-        host_per_sequence_s=host.per_sequence_s if is_async else host.sync_per_sequence_s,
+        host_s=host_s,
+        host_per_sequence_s=per_sequence_s,
         front_s=host.front_s,
         front_per_token_s=host.front_per_token_s,
     )
