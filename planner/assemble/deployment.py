@@ -75,8 +75,8 @@ def engine_settings(given: Engine, model: Model, gpu: Gpu) -> EngineSettings:
             enable_prefix_caching=given.prefix_caching,
             hybrid_kv_cache_manager=given.hybrid_kv_cache_manager,
             multimodal=given.multimodal,
-            kv_cache_memory_bytes=_bytes_of("kv_cache_memory_gib", given.kv_cache_memory_gib),
-            kv_offload_bytes=_bytes_of("kv_offloading_gib", given.kv_offloading_gib) or 0,
+            kv_cache_memory_bytes=memory_bytes("kv_cache_memory_gib", given.kv_cache_memory_gib),
+            kv_offload_bytes=memory_bytes("kv_offloading_gib", given.kv_offloading_gib) or 0,
             lora=_lora(given),
             speculation=_speculation(given),
         )
@@ -109,7 +109,12 @@ def _speculation(given: Engine) -> Speculation | None:
     )
 
 
-def _bytes_of(name: str, size_gib: float | None) -> int | None:
+def memory_bytes(name: str, size_gib: float | None) -> int | None:
+    """An amount of memory as typed, in bytes; None where none is given.
+
+    Raises:
+        InputError: it is no amount that a host has.
+    """
     if size_gib is None:
         return None
     if not 0 < size_gib <= MAX_MEMORY_GIB:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from planner.assemble.deployment import Engine, Formats, deployment, gpu_named, parallelism_of
+from planner.assemble.deployment import Engine, Formats, deployment, gpu_named, memory_bytes, parallelism_of
 from planner.assemble.logged_deployment import Given
 from planner.assemble.question import facts_for
 from planner.catalog.load import gpus
@@ -46,7 +46,6 @@ from planner.cli.options import (
 from planner.cli.startup_log import show_log
 from planner.domain.base import InputError
 from planner.domain.hardware import Gpu
-from planner.domain.units import gib_to_bytes
 from planner.export.atomic import check_outputs
 from planner.planning.predict import Case, size
 from planner.planning.sizing import Sizer
@@ -143,7 +142,7 @@ def memory(
             enable_prefix_caching=False if no_prefix_caching else None,
             hybrid_kv_cache_manager=False if disable_hybrid_kv_cache_manager else None,
             multimodal=False if no_multimodal else None,
-            kv_cache_memory_bytes=None if kv_cache_memory_gib is None else gib_to_bytes(kv_cache_memory_gib),
+            kv_cache_memory_bytes=memory_bytes("kv_cache_memory_gib", kv_cache_memory_gib),
         )
         if enable_lora or draft_model is not None or kv_offloading_gib is not None:
             raise InputError(

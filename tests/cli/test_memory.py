@@ -336,6 +336,7 @@ class TestLogAgainstAnotherCard:
             eager["KV cache"] > {row["what"]: row["predicted"] for row in cli(*log).json["rows"]}["KV cache"]
         )
         assert "read from it" in cli(*log, "--enable-lora").error
+        assert "kv_cache_memory_gib must be above 0" in cli(*log, "--kv-cache-memory-gib", "nan").error
 
 
 class TestAttacks:
