@@ -335,7 +335,7 @@ def complete_linear(own: TableFits, others: Sequence[TableFits]) -> LinearAttent
 
 
 ASSUMED_ALL_REDUCE = AllReduceFit(
-    custom=(),
+    engine=(),
     nccl=tuple(
         CollectiveCurve(
             ranks=ranks,
@@ -346,7 +346,6 @@ ASSUMED_ALL_REDUCE = AllReduceFit(
         )
         for ranks, latency_s, efficiency in ((2, 1e-5, 0.3), (4, 2e-5, 0.2), (8, 3e-5, 0.1))
     ),
-    custom_limit_bytes=0.0,
 )
 
 
@@ -365,6 +364,6 @@ def complete_all_reduce(own: TableFits, others: Sequence[TableFits], *, nvlink: 
     note = _donor(f"measured on {sibling[1]}")
     curves = {
         kind: tuple(curve.model_copy(update={"evidence": note}) for curve in getattr(sibling[0], kind))
-        for kind in ("custom", "nccl")
+        for kind in ("engine", "nccl")
     }
     return sibling[0].model_copy(update=curves)

@@ -1,11 +1,12 @@
 """Fits linear layers: a curve for few tokens, one for many, and a smooth surface for what both leave."""
 
+from itertools import product
 from math import log2
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from planner.calibrate.fitting import Bound, evidence, fit_and_hold_out, robust_fit, sample_rows
+from planner.calibrate.fitting import Bound, evidence, fit_and_hold_out, robust_fit, rounded, sample_rows
 from planner.calibrate.tables import KernelTable
 from planner.domain.dtypes import ComputeDtype, WeightDtype
 from planner.domain.hardware import Gpu
@@ -26,16 +27,29 @@ from planner.formulas.operators.gemm import (
     surface_log_ratio,
 )
 
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
 SMALL_TOKENS = 256
 MIN_WIDTH = 256
 MIN_WEIGHTS = 2**20
 MAX_WEIGHTS = 2**30
 """Shapes of real layers on one rank; smaller ones are launch noise."""
+ALIGNED_TOKENS = 16
+"""Beyond SMALL_TOKENS the tables have m and m + 1 for round m. In 8 bit the odd ones take 20 to 50 % longer, longer
+than larger round ones; prompts of served runs, of any length, are computed as fast as the round ones."""
 CACHED_SPEEDUP = 1.1
-"""A weight read faster than memory allows was timed out of the L2 cache, where serving never finds it."""
-SURFACE_TOKENS = (1, 16, 64, 128, 256, 512, 1024, 2048, 4096, 16384)
-SURFACE_WIDTHS = (256, 1024, 2048, 4096, 8192, 16384, 65536)
-SURFACE_STIFFNESS = 3.0
+LARGEST_CACHED_BYTES = 200e6
+"""A weight read about as fast as memory allows, or faster, was timed out of the L2 cache, where serving never finds it;
+nearly twice the largest L2 and more is read from memory, however fast."""
+SURFACE_TOKENS = (1, 16, 32, 64, 128, 256, 512, 768, 1024, 1536, 2048, 4096, 8192, 16384)
+SURFACE_WIDTHS = (
+    *(256, 512, 768, 1024, 1536, 2048, 2560, 3072, 3584, 4096),
+    *(5120, 6144, 7168, 8192, 10240, 12288, 16384, 51200, 65536),
+)
+"""Those of the tables: kernels are chosen shape by shape, and jump between them."""
+SURFACE_STIFFNESS = 0.03
+SURFACE_RIDGE = 0.003
 BLOCK_MIN_TOKENS = 1024
 HOST_FLOOR_MULTIPLE = 2.0
 
@@ -86,10 +100,12 @@ class _Model(NamedTuple):
 def _rows(table: KernelTable, label: str, weight_bytes: float, gpu: Gpu) -> _Rows:
     n, k = table.numbers["n"], table.numbers["k"]
     keep = (table.labels["gemm_dtype"] == label) & (np.minimum(n, k) >= MIN_WIDTH)
+    keep &= (table.numbers["m"] <= SMALL_TOKENS) | (table.numbers["m"] % ALIGNED_TOKENS == 0)
     table = table.where(keep & (n * k >= MIN_WEIGHTS) & (n * k <= MAX_WEIGHTS))
     m, n, k = table.numbers["m"], table.numbers["n"], table.numbers["k"]
     memory_s = n * k * weight_bytes / gpu.memory_bandwidth_bytes_per_s
     cached = (table.latency_s < CACHED_SPEEDUP * memory_s) & (m <= 64)
+    cached &= n * k * weight_bytes < LARGEST_CACHED_BYTES
     cached_shapes = np.unique(_shape(n, k)[cached])
     in_memory = ~np.isin(_shape(n, k), cached_shapes) | (m > SMALL_TOKENS)
     return _Rows(m, n, k, table.latency_s, in_memory)
@@ -118,40 +134,61 @@ def _fit_curve(work: GemmWork, latency_s: FloatArray, rows: BoolArray, quantized
     return values
 
 
-def _weights_of_knots(values: FloatArray, knots: FloatArray) -> FloatArray:
-    """Linear interpolation as a matrix [rows, knots]."""
-    return np.column_stack([np.interp(values, knots, unit) for unit in np.eye(knots.size)])
+def _interpolation(points: tuple[FloatArray, ...], axes: tuple[FloatArray, ...]) -> "csr_array":
+    """Multilinear interpolation on a grid as a matrix [rows, knots], constant beyond the grid."""
+    from scipy.sparse import csr_array
+
+    count = points[0].size
+    left = [np.clip(np.searchsorted(a, p) - 1, 0, a.size - 2) for p, a in zip(points, axes, strict=True)]
+    share = [
+        np.clip((p - a[i]) / (a[i + 1] - a[i]), 0.0, 1.0) for p, a, i in zip(points, axes, left, strict=True)
+    ]
+    columns, weights = [], []
+    for corner in product((0, 1), repeat=len(axes)):
+        column, weight = np.zeros(count, dtype=np.int64), np.ones(count)
+        for axis, i, s, right in zip(axes, left, share, corner, strict=True):
+            column = column * axis.size + i + right
+            weight = weight * (s if right else 1.0 - s)
+        columns.append(column)
+        weights.append(weight)
+    rows = np.tile(np.arange(count), len(columns))
+    shape = (count, int(np.prod([axis.size for axis in axes])))
+    return csr_array((np.concatenate(weights), (rows, np.concatenate(columns))), shape=shape)
 
 
-def _stiffness(sizes: tuple[int, int, int]) -> FloatArray:
-    """Penalty matrix of squared differences between neighbours along every axis of the grid."""
-    total = np.zeros((int(np.prod(sizes)),) * 2)
-    for axis, size in enumerate(sizes):
-        factors: list[FloatArray] = [np.eye(other) for other in sizes]
-        step = np.diff(np.eye(size), axis=0)
-        factors[axis] = step.T @ step
-        total += np.kron(np.kron(factors[0], factors[1]), factors[2])
+def _stiffness(axes: tuple[FloatArray, ...]) -> "csr_array":
+    """Penalty matrix of squared slopes between neighbours along every axis of the grid."""
+    from scipy.sparse import csr_array, eye_array, kron
+
+    size = int(np.prod([axis.size for axis in axes]))
+    total = csr_array((size, size))
+    for number, axis in enumerate(axes):
+        slope = np.diff(np.eye(axis.size), axis=0) / np.diff(axis)[:, None]
+        before = int(np.prod([other.size for other in axes[:number]]))
+        after = int(np.prod([other.size for other in axes[number + 1 :]]))
+        total = total + csr_array(kron(kron(eye_array(before), slope.T @ slope), eye_array(after)))
     return total
 
 
 def fit_surface(rows: tuple[FloatArray, FloatArray, FloatArray], log_ratio: FloatArray) -> GemmSurface:
-    """The smoothest grid over (m, n, k) that follows `log_ratio`: ridge on neighbours' differences, outliers damped.
+    """The smoothest grid over (m, n, k) that follows `log_ratio`: ridge on slopes between neighbours, outliers damped.
 
     Four rounds of reweighted least squares; every cell between the rows is pulled to its neighbours, and all to 0.
     """
-    knots = (np.log2(SURFACE_TOKENS), np.log2(SURFACE_WIDTHS), np.log2(SURFACE_WIDTHS))
-    sizes = (len(SURFACE_TOKENS), len(SURFACE_WIDTHS), len(SURFACE_WIDTHS))
-    per_axis = [_weights_of_knots(np.log2(values), axis) for values, axis in zip(rows, knots, strict=True)]
-    design = np.einsum("ra,rb,rc->rabc", *per_axis).reshape(log_ratio.size, -1).astype(np.float32)
-    penalty = SURFACE_STIFFNESS * (_stiffness(sizes) + 0.1 * np.eye(design.shape[1]))
+    from scipy.sparse import diags_array, eye_array
+    from scipy.sparse.linalg import spsolve
+
+    axes = (np.log2(SURFACE_TOKENS), np.log2(SURFACE_WIDTHS), np.log2(SURFACE_WIDTHS))
+    design = _interpolation(tuple(np.log2(column) for column in rows), axes)
+    penalty = SURFACE_STIFFNESS * _stiffness(axes) + SURFACE_RIDGE * eye_array(design.shape[1])
     weight = np.ones(log_ratio.size)
     for _ in range(4):
-        weighted = design * weight[:, None].astype(np.float32)
-        grid = np.linalg.solve((weighted.T @ design).astype(np.float64) + penalty, weighted.T @ log_ratio)
+        normal = design.T @ diags_array(weight) @ design + penalty
+        grid = spsolve(normal.tocsc(), design.T @ (weight * log_ratio))
         weight = 1.0 / np.sqrt(1.0 + ((log_ratio - design @ grid) / 0.1) ** 2)
     return GemmSurface(
-        log2_tokens=tuple(log2(m) for m in SURFACE_TOKENS),
-        log2_width=tuple(log2(width) for width in SURFACE_WIDTHS),
+        log2_tokens=tuple(rounded(log2(m)) for m in SURFACE_TOKENS),
+        log2_width=tuple(rounded(log2(width)) for width in SURFACE_WIDTHS),
         log_ratio=tuple(round(float(value), 3) for value in grid),
     )
 

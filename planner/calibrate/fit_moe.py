@@ -22,6 +22,8 @@ MIN_SHAPES_TO_HOLD_OUT = 3
 MAX_TENSOR_RANKS = 16
 MAX_EXPERT_RANKS = 64
 CACHED_SPEEDUP = 1.1
+INT4_EXPERT_BYTES = 0.5 + 2.0 / 32
+"""The newest tables hold the shape of one int4 model alone, whose checkpoint has a scale for 32 weights."""
 
 _LABELS = {
     WeightDtype.BF16: "bfloat16",
@@ -143,7 +145,8 @@ def fit_format(table: KernelTable, dtype: WeightDtype, gpu: Gpu) -> MoeFit | Non
         part = part.where(part.labels["kernel_source"] != _MODELOPT_CUTLASS_FP8)
     if not part.latency_s.size:
         return None
-    compute, weight_bytes = _COMPUTE.get(dtype, ComputeDtype.BF16), WEIGHT_BYTES[dtype]
+    compute = _COMPUTE.get(dtype, ComputeDtype.BF16)
+    weight_bytes = INT4_EXPERT_BYTES if dtype is WeightDtype.INT4 else WEIGHT_BYTES[dtype]
     column = part.numbers
     sliced = (column["moe_ep_size"] == 1) & (column["moe_tp_size"] <= MAX_TENSOR_RANKS)
     expert_bytes = GATED_MATRICES * column["hidden_size"] * column["inter_size"] / column["moe_tp_size"]

@@ -21,7 +21,7 @@ from planner.calibrate.fit_collectives import fit_all_reduce
 from planner.calibrate.fit_gemm import fit_gemm
 from planner.calibrate.fit_latent import fit_bmm, fit_latent_context, fit_latent_decode, fit_linear_attention
 from planner.calibrate.fit_moe import fit_moe
-from planner.calibrate.tables import KernelTable, gpu_directories, newest_table
+from planner.calibrate.tables import KernelTable, gpu_directories, newest_table, read_table, table_paths
 from planner.domain.base import InputError
 from planner.domain.dtypes import WeightDtype
 from planner.domain.hardware import Gpu
@@ -31,7 +31,7 @@ Progress = Callable[[str, float], None]
 """Called with what is being fitted and the share of the work done."""
 
 NVLINK_RANKS = 8
-PCIE_CUSTOM_RANKS = 2
+PCIE_ENGINE_RANKS = 2
 """vLLM uses its own all-reduce over PCIe between two GPUs only (custom_all_reduce.py)."""
 
 
@@ -63,6 +63,13 @@ class _Tables:
         if table is not None:
             self.sources.append(table.source)
         return table
+
+    def all(self, family: str, name: str) -> list[KernelTable]:
+        """Every release's table of a name, oldest first."""
+        paths = reversed(table_paths(self.directory, family, "vllm", name))
+        tables = [read_table(path, self.directory.parent) for path in paths]
+        self.sources += [table.source for table in tables]
+        return tables
 
     def need(self, family: str, name: str) -> KernelTable:
         """The newest table of a name; InputError where there is none."""
@@ -99,10 +106,10 @@ def fit_tables(directory: Path, gpu: Gpu) -> TableFits:
     if 2 not in decode or 2 not in context:
         raise InputError(f"{directory}: the newest attention tables have no rows with a bfloat16 KV cache")
     linear = tables.find("linear_attention", "gdn")
-    custom, nccl = tables.find("comm", "custom_allreduce"), tables.find("comm", "nccl", "nccl")
+    engine, nccl = tables.all("comm", "custom_allreduce"), tables.find("comm", "nccl", "nccl")
     nvlink = gpu.nvlink_bytes_per_s > 0
     link_bytes_per_s = gpu.nvlink_bytes_per_s if nvlink else gpu.pcie_bytes_per_s
-    ranks = NVLINK_RANKS if nvlink else PCIE_CUSTOM_RANKS
+    ranks = NVLINK_RANKS if nvlink else PCIE_ENGINE_RANKS
     return TableFits(
         gpu=gpu,
         gemm=gemm,
@@ -112,8 +119,8 @@ def fit_tables(directory: Path, gpu: Gpu) -> TableFits:
         mla=_fit_mla(tables, gemm, gpu),
         linear=None if linear is None else fit_linear_attention(linear, gpu),
         all_reduce=None
-        if custom is None or nccl is None
-        else fit_all_reduce(custom, nccl, link_bytes_per_s, ranks),
+        if not engine or nccl is None
+        else fit_all_reduce(engine, nccl, link_bytes_per_s, ranks),
         tables=tuple(sorted(tables.sources, key=lambda source: source.path)),
     )
 
@@ -185,9 +192,9 @@ def _evidence_of(coefficients: OperatorCoefficients) -> Iterator[tuple[str, str,
         ("NVLink", coefficients.nvlink_all_reduce),
         ("PCIe", coefficients.pcie_all_reduce),
     ):
-        for kernel, curves in (("custom", all_reduce.custom), ("NCCL", all_reduce.nccl)):
-            for curve in curves:
-                yield "all-reduce", f"{link}, {kernel}, {curve.ranks} GPUs", curve.evidence
+        for curve in (*all_reduce.engine, *all_reduce.nccl):
+            kernel = f"vLLM {curve.engine_version}" if curve.engine_version else "NCCL"
+            yield "all-reduce", f"{link}, {kernel}, {curve.ranks} GPUs", curve.evidence
 
 
 def fit_report(coefficients: Sequence[OperatorCoefficients]) -> list[FitRow]:

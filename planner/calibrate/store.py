@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from planner.catalog.calibration_files import is_there
 from planner.catalog.paths import shipped_calibration_dir, user_calibration_dir
 from planner.domain.base import InputError
 from planner.domain.evidence import Accuracy, Basis
@@ -107,18 +108,19 @@ def read_coefficients(path: Path) -> OperatorCoefficients:
     return _read_version(path, modified_ns)
 
 
+def _of_gpu(path: Path, gpu: str) -> OperatorCoefficients:
+    """Coefficients of this GPU; those of another under its name would pass for its own."""
+    found = read_coefficients(path)
+    if found.gpu != gpu:
+        raise InputError(
+            f"{path}: has the coefficients of {found.gpu}, not of {gpu}; make it anew with `fit operators DIR`"
+        )
+    return found
+
+
 def _find(gpu: str, directories: Sequence[Path]) -> Path | None:
     paths = (operators_path(directory, gpu) for directory in directories)
-    return next((path for path in paths if _is_there(path)), None)
-
-
-def _is_there(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError as error:
-        raise InputError(
-            f"calibration folder {path.parent} cannot be read: {error.strerror or error}"
-        ) from None
+    return next((path for path in paths if is_there(path)), None)
 
 
 def operators_for(gpu: Gpu, directories: Sequence[Path]) -> GpuOperators:
@@ -128,7 +130,7 @@ def operators_for(gpu: Gpu, directories: Sequence[Path]) -> GpuOperators:
     """
     own = _find(gpu.name, directories)
     if own is not None:
-        return GpuOperators(gpu, read_coefficients(own), Basis.OPERATORS, gpu.name)
+        return GpuOperators(gpu, _of_gpu(own, gpu.name), Basis.OPERATORS, gpu.name)
     sibling = DONOR_OF_ARCHITECTURE.get(gpu.architecture)
     donor = sibling or FALLBACK_DONOR
     path = _find(donor, directories)
@@ -138,7 +140,7 @@ def operators_for(gpu: Gpu, directories: Sequence[Path]) -> GpuOperators:
             f"no operator coefficients for {gpu.name} or {donor} in {places}; make them with `fit operators DIR`"
         )
     basis = Basis.TRANSFERRED if sibling else Basis.DATASHEET
-    return GpuOperators(gpu, read_coefficients(path), basis, donor)
+    return GpuOperators(gpu, _of_gpu(path, donor), basis, donor)
 
 
 def read_accuracy(directories: Sequence[Path]) -> Accuracy:
@@ -148,6 +150,6 @@ def read_accuracy(directories: Sequence[Path]) -> Accuracy:
     """
     for directory in directories:
         path = directory / ACCURACY_FILE
-        if _is_there(path):
+        if is_there(path):
             return _parse(path, Accuracy, "fit errors MEASURED.csv")
     return Accuracy(source="", fitted_on="", bands=())

@@ -89,6 +89,8 @@ class EngineRules(NamedTuple):
     """A `max_num_batched_tokens` within the ceiling is captured itself, off the grid."""
     captures_max_num_seqs: bool
     """So is `max_num_seqs`."""
+    shared_experts_stream: bool
+    """Shared experts of few tokens are computed beside the routed ones."""
     marlin_mxfp4_on_hopper: bool
     """For time alone: the published runs of mxfp4 experts on Hopper (0.11 to 0.18) went through Marlin, which they
     probably asked for. By itself vLLM has taken OpenAI's Triton kernels there since 0.11.1 (`mxfp4_layout`), and
@@ -173,6 +175,7 @@ def engine_rules(engine_version: str = "") -> EngineRules:
         small_gb10_row=since(33),
         captures_batched_tokens=since(21),
         captures_max_num_seqs=since(31),
+        shared_experts_stream=since(12),
         marlin_mxfp4_on_hopper=not since(19),
         coarse_capture_grid=since(12),
     )

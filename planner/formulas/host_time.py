@@ -20,6 +20,9 @@ class HostTime(Frozen):
     sync_step_s: Seconds
     """The same where a step is scheduled only when the one before has ended."""
     sync_per_sequence_s: Seconds
+    chain_s: Seconds = 0.0
+    """Host work of a step that runs beside the GPU where scheduling is asynchronous: no step is shorter."""
+    chain_per_sequence_s: Seconds = 0.0
     front_s: Seconds
     """Work of the front end on each request before the engine sees it, one request after the other."""
     front_per_token_s: Seconds
@@ -34,6 +37,10 @@ class HostTime(Frozen):
         if async_scheduling:
             return self.step_s, self.per_sequence_s
         return self.sync_step_s, self.sync_per_sequence_s
+
+    def beside_step(self, *, async_scheduling: bool) -> tuple[float, float]:
+        """Host work beside the GPU's step, and more of it for each sequence [s]."""
+        return (self.chain_s, self.chain_per_sequence_s) if async_scheduling else (0.0, 0.0)
 
 
 NO_HOST_TIME = HostTime(

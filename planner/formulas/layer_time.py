@@ -1,6 +1,11 @@
 """Time of one decoder layer on one rank: its matrix products, its communication and its attention kernels."""
 
+from collections.abc import Sequence
+from enum import StrEnum
+from math import log2
 from typing import NamedTuple
+
+import numpy as np
 
 from planner.domain.deployment import Parallelism
 from planner.domain.dtypes import WeightDtype
@@ -15,10 +20,12 @@ from planner.domain.model import (
     Model,
     MoeFfn,
 )
+from planner.formulas.allocator import round_up
 from planner.formulas.arrays import FloatArray
 from planner.formulas.engine_defaults import EngineRules
-from planner.formulas.gemms import layer_gemms
+from planner.formulas.gemms import Experts, layer_gemms
 from planner.formulas.operators import (
+    UNTUNED,
     AttentionShape,
     ContextAttention,
     DecodeAttention,
@@ -27,6 +34,8 @@ from planner.formulas.operators import (
     LatentShape,
     LinearShape,
     MoeShape,
+    RankGroup,
+    StepTuning,
     all_reduce_s,
     context_attention,
     decode_attention,
@@ -39,12 +48,27 @@ from planner.formulas.operators import (
     mla_context,
     mla_decode,
     moe_s,
+    share_of_large,
 )
 
 UNLIMITED_TOKENS = 1e12
 ACTIVATION_BYTES = 2
 MIXER_KERNELS = 4
 """Two norms with their residual sums, rotary positions, cache write."""
+
+
+SHARED_EXPERTS = (GemmRole.SHARED_GATE_UP, GemmRole.SHARED_DOWN)
+SHARED_STREAM_TOKENS = 256
+"""VLLM_SHARED_EXPERTS_STREAM_TOKEN_THRESHOLD."""
+MARLIN_INPUTS, MARLIN_INTERMEDIATE = 256, 128
+MXFP4_WEIGHT_BYTES = 0.5 + 1.0 / 32
+
+
+class OtherWork(StrEnum):
+    """What a layer does besides matrix products and attention kernels."""
+
+    ALL_REDUCE = "all_reduce"
+    ELEMENTWISE = "elementwise"
 
 
 class Rank(NamedTuple):
@@ -65,30 +89,68 @@ class AttentionPart(NamedTuple):
     scope_tokens: float
 
 
+class LayerPart(NamedTuple):
+    """One operator of a layer without its attention kernels."""
+
+    what: GemmRole | OtherWork
+    time_s: FloatArray
+    """At each number of scheduled tokens [G]."""
+
+
 def layer_body_s(rank: Rank, kind_index: int, tokens: FloatArray) -> FloatArray:
     """One layer on one rank without attention, its communication included, at `tokens` scheduled there [G]."""
+    total_s = np.zeros_like(tokens)
+    for part in layer_parts(rank, kind_index, tokens):
+        total_s += part.time_s
+    return total_s
+
+
+def layer_parts(rank: Rank, kind_index: int, tokens: FloatArray) -> tuple[LayerPart, ...]:
+    """What that time is made of, operator by operator."""
     model, ops = rank.model, rank.ops
     kind = model.layer_kinds[kind_index]
     work = layer_gemms(model, kind_index, rank.parallelism)
-    total_s = _communication_s(rank, kind, tokens)
+    parts = [LayerPart(OtherWork.ALL_REDUCE, _communication_s(rank, kind, tokens))]
     for gemm in work.gemms:
         if gemm.role is GemmRole.MLA_KV_UP:
             continue  # absorbed in the decode kernel, part of the context kernel's fit
-        total_s = total_s + gemm_s(tokens, gemm.n, gemm.k, gemm.dtype, ops)
+        parts.append(LayerPart(gemm.role, gemm_s(tokens, gemm.n, gemm.k, gemm.dtype, ops)))
     if work.experts is not None:
-        e = work.experts
-        shape = MoeShape(
-            experts=e.experts,
-            local_experts=e.local_experts,
-            experts_per_token=e.experts_per_token,
-            inputs=e.inputs,
-            intermediate=e.intermediate,
-            gated=e.gated,
-            dtype=_expert_kernel(e.dtype, ops, rank.engine),
-            ep=e.ep,
-        )
-        total_s = total_s + moe_s(tokens * rank.parallelism.dp, shape, ops)
-    return total_s + elementwise_s(tokens, *_elementwise(kind, model.hidden, rank.parallelism.tp), ops)
+        shape = _expert_shape(work.experts, rank)
+        experts_s = moe_s(tokens * rank.parallelism.dp, shape, ops)
+        if rank.engine.shared_experts_stream:
+            parts = _beside_experts(parts, experts_s, tokens)
+        parts.append(LayerPart(GemmRole.EXPERTS, experts_s))
+    moved = _elementwise(kind, model.hidden, rank.parallelism.tp)
+    parts.append(LayerPart(OtherWork.ELEMENTWISE, elementwise_s(tokens, *moved, ops)))
+    if ops.tuning == UNTUNED:
+        return tuple(parts)
+    ratio = _tuned_ratio(tokens, ops.tuning)
+    return tuple(LayerPart(part.what, part.time_s * ratio) for part in parts)
+
+
+def _beside_experts(parts: Sequence[LayerPart], experts_s: FloatArray, tokens: FloatArray) -> list[LayerPart]:
+    """Of shared experts counts what is left when the routed ones beside them have ended.
+
+    vllm/model_executor/layers/fused_moe/layer.py, _maybe_setup_shared_experts_stream.
+    """
+    shared_s = np.zeros_like(tokens)
+    for part in parts:
+        if part.what in SHARED_EXPERTS:
+            shared_s += part.time_s
+    left_s = np.maximum(shared_s - experts_s, 0.0)
+    shown = np.where(
+        tokens <= SHARED_STREAM_TOKENS, np.divide(left_s, shared_s, out=left_s, where=shared_s > 0), 1.0
+    )
+    return [
+        part._replace(time_s=part.time_s * shown) if part.what in SHARED_EXPERTS else part for part in parts
+    ]
+
+
+def _tuned_ratio(tokens: FloatArray, tuning: StepTuning) -> FloatArray:
+    """Measured over predicted time of a step, going over from decode steps to prompts where the matmuls do [G]."""
+    prompts = share_of_large(np.log2(tokens))
+    return np.asarray(tuning.decode_ratio ** (1.0 - prompts) * tuning.prompt_ratio**prompts)
 
 
 def _communication_s(rank: Rank, kind: Layer, tokens: FloatArray) -> FloatArray:
@@ -98,21 +160,49 @@ def _communication_s(rank: Rank, kind: Layer, tokens: FloatArray) -> FloatArray:
     moves as much as an all-reduce of all of them.
     """
     parallelism, message_bytes = rank.parallelism, tokens * (rank.model.hidden * ACTIVATION_BYTES)
-    own_s = all_reduce_s(message_bytes, parallelism.tp, rank.interconnect, rank.ops)
+    group = RankGroup(parallelism.tp, rank.interconnect, rank.engine.version)
+    own_s = all_reduce_s(message_bytes, group, rank.ops) + wait_s(parallelism.tp, rank.ops)
     total_s = own_s * ((kind.attention is not None) + (kind.ffn is not None))
     if isinstance(kind.ffn, MoeFfn) and parallelism.dp > 1:
-        group = parallelism.tp * parallelism.dp
-        total_s = (
-            total_s - own_s + all_reduce_s(message_bytes * parallelism.dp, group, rank.interconnect, rank.ops)
-        )
+        everyone = group._replace(ranks=parallelism.tp * parallelism.dp)
+        everyone_s = all_reduce_s(message_bytes * parallelism.dp, everyone, rank.ops)
+        total_s = total_s - own_s + everyone_s + wait_s(everyone.ranks, rank.ops)
     return total_s
 
 
-def _expert_kernel(dtype: WeightDtype, ops: GpuOperators, kernels: EngineRules) -> WeightDtype:
-    """The format whose kernel times stand for these experts; Marlin's 4-bit kernels take equally long."""
-    if dtype is WeightDtype.MXFP4 and ops.gpu.is_hopper and kernels.marlin_mxfp4_on_hopper:
-        return WeightDtype.INT4
-    return dtype
+def wait_s(ranks: int, ops: GpuOperators) -> float:
+    """How long a collective waits for the last of its ranks [s]."""
+    return log2(ranks) * ops.tuning.rank_wait_s
+
+
+def _expert_shape(experts: Experts, rank: Rank) -> MoeShape:
+    """The experts as their kernel sees them.
+
+    mxfp4 through Marlin takes as long as int4 of the same size, padded as Marlin wants it
+    (vllm/model_executor/layers/quantization/mxfp4.py, create_weights).
+    """
+    shape = MoeShape(
+        experts=experts.experts,
+        local_experts=experts.local_experts,
+        experts_per_token=experts.experts_per_token,
+        inputs=experts.inputs,
+        intermediate=experts.intermediate,
+        gated=experts.gated,
+        dtype=experts.dtype,
+        ep=experts.ep,
+    )
+    group = experts.stored.group_size if experts.stored is not None else None
+    if experts.dtype in (WeightDtype.INT4, WeightDtype.AWQ, WeightDtype.GPTQ) and group:
+        return shape._replace(weight_bytes=0.5 + 2.0 / group)
+    through_marlin = rank.ops.gpu.is_hopper and rank.engine.marlin_mxfp4_on_hopper
+    if experts.dtype is WeightDtype.MXFP4 and through_marlin:
+        return shape._replace(
+            inputs=round_up(experts.inputs, MARLIN_INPUTS),
+            intermediate=round_up(experts.intermediate, MARLIN_INTERMEDIATE),
+            dtype=WeightDtype.INT4,
+            weight_bytes=MXFP4_WEIGHT_BYTES,
+        )
+    return shape
 
 
 def _elementwise(kind: Layer, hidden: int, tp: int) -> tuple[float, int]:
@@ -133,6 +223,20 @@ def attention_parts(
     attention: Attention | None, tp: int, kv_bytes: int, ops: GpuOperators
 ) -> tuple[AttentionPart, ...]:
     """The kernels of one layer's attention on one rank."""
+    parts = _kernel_parts(attention, tp, kv_bytes, ops)
+    if ops.tuning == UNTUNED:
+        return parts
+    decode, prompt = ops.tuning.decode_ratio, ops.tuning.prompt_ratio
+    return tuple(
+        AttentionPart(part.decode.times(decode), part.context.times(prompt), part.scope_tokens)
+        for part in parts
+    )
+
+
+def _kernel_parts(
+    attention: Attention | None, tp: int, kv_bytes: int, ops: GpuOperators
+) -> tuple[AttentionPart, ...]:
+    """As the tables have them."""
     if attention is None:
         return ()
     if isinstance(attention, LatentAttention):

@@ -137,12 +137,12 @@ def compile_step(
             sums[0] += count * decode.per_context_token_s
             sums[1] += count * context.per_pair_s
             sums[2] += count * context.per_past_token_s
-    body_s += _hops_s(model, parallelism, ops, cluster)
+    body_s += hops_s(model, parallelism, ops, cluster)
     head = head_gemm(model, parallelism)
     padded = list(scopes.items()) + [(UNLIMITED_TOKENS, [0.0, 0.0, 0.0])] * (SCOPES - len(scopes))
     return StepModel(
         body_s=body_s,
-        head_s=gemm_s(tokens, head.n, head.k, head.dtype, ops),
+        head_s=gemm_s(tokens, head.n, head.k, head.dtype, ops) * ops.tuning.decode_ratio,
         decode_constant_s=decode_constant_s,
         decode_per_sequence_s=decode_per_sequence_s,
         scope_tokens=np.array([scope for scope, _ in padded]),
@@ -162,7 +162,7 @@ def _free_scope(scopes: dict[float, list[float]], scope: float) -> float:
     return min(scopes, key=lambda known: abs(np.log(known / scope)))
 
 
-def _hops_s(model: Model, parallelism: Parallelism, ops: GpuOperators, cluster: Cluster) -> FloatArray:
+def hops_s(model: Model, parallelism: Parallelism, ops: GpuOperators, cluster: Cluster) -> FloatArray:
     """Handing activations from stage to stage, all hops of one iteration [G]."""
     hops = parallelism.pp - 1
     if hops == 0:

@@ -10,12 +10,14 @@ from planner.calibrate.fit_gemm import fit_gemm
 from planner.calibrate.operators import fit_operators, fit_report, fit_tables
 from planner.calibrate.report import error_table, main
 from planner.calibrate.store import operators_for, operators_path, read_coefficients
-from planner.calibrate.tables import newest_table
+from planner.calibrate.tables import newest_table, read_table, table_paths
 from planner.catalog.load import find_gpu
 from planner.catalog.paths import shipped_calibration_dir
 from planner.domain.base import InputError
 from planner.domain.dtypes import WeightDtype
-from planner.formulas.operators import Origin, gemm_s
+from planner.domain.hardware import Interconnect
+from planner.formulas.engine_defaults import parse_version
+from planner.formulas.operators import Origin, RankGroup, all_reduce_s, gemm_s
 from tests.calibrate.made_tables import H100, write_tables
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "operators"
@@ -100,3 +102,24 @@ def test_committed_coefficients_predict_the_table_as_well_as_they_say() -> None:
         predicted_s = gemm_s(column["m"][rows], n, k, WeightDtype.BF16, ops)
         errors.append(np.abs(predicted_s / measured.latency_s[rows] - 1.0))
     assert np.median(np.concatenate(errors)) < 0.07
+
+
+@pytest.mark.shared
+@needs_tables
+@pytest.mark.parametrize(("gpu", "folder"), [("H100-SXM-80GB", "h100_sxm"), ("B200", "b200_sxm")])
+def test_committed_all_reduces_are_those_measured_with_each_release(gpu: str, folder: str) -> None:
+    """Every message size of every release, but where NCCL's table was faster."""
+    ops = operators_for(find_gpu(gpu), (shipped_calibration_dir(),))
+    paths = table_paths(SHARED / folder, "comm", "vllm", "custom_allreduce")
+    curves = ops.coefficients.nvlink_all_reduce.engine
+    assert {curve.engine_version for curve in curves} == {path.parent.name for path in paths}
+    for path in paths:
+        measured = read_table(path, SHARED)
+        in_graph = np.char.find(measured.labels["kernel_source"], "graph") >= 0
+        for ranks in (2, 4, 8):
+            rows = in_graph & (measured.numbers["num_gpus"] == ranks)
+            group = RankGroup(ranks, Interconnect.NVSWITCH, parse_version(path.parent.name))
+            predicted_s = all_reduce_s(2.0 * measured.numbers["message_size"][rows], group, ops)
+            ratio = predicted_s / measured.latency_s[rows]
+            assert (ratio < 1.002).all()
+            assert (np.abs(ratio - 1.0) < 0.002).mean() > 0.6

@@ -17,11 +17,12 @@ from planner.calibrate.store import (
 from planner.catalog.load import find_gpu
 from planner.catalog.paths import shipped_calibration_dir
 from planner.domain.base import InputError
-from planner.domain.evidence import Accuracy, Basis, ErrorBand
+from planner.domain.evidence import Accuracy, Basis, ErrorBand, LatencyError
 
 SHIPPED = shipped_calibration_dir()
 H100 = "H100-SXM-80GB"
-MAX_FILE_BYTES = 60_000
+MAX_FILE_BYTES = 220_000
+"""Nearly all of it surfaces of linear layers: 14 x 19 x 19 values a format."""
 
 
 def shipped(name: str = H100) -> Path:
@@ -149,12 +150,8 @@ def test_accuracy_is_read_from_the_first_directory_that_has_it(tmp_path: Path) -
     assert read_accuracy((tmp_path,)).bands == ()
     band = ErrorBand(
         basis=Basis.OPERATORS,
-        tpot_median_error_ratio=0.1,
-        ttft_median_error_ratio=0.2,
-        tpot_factor_low=0.8,
-        tpot_factor_high=1.2,
-        ttft_factor_low=0.5,
-        ttft_factor_high=1.5,
+        tpot=LatencyError(median_error_ratio=0.1, factor=1.2, half_width_ratio=0.18),
+        ttft=LatencyError(median_error_ratio=0.2, factor=1.5, half_width_ratio=0.4),
         runs=3,
         note="made up",
     )
@@ -182,3 +179,21 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pyt
         operators_for(find_gpu(H100), (tmp_path,))
     with pytest.raises(InputError, match=said):
         read_accuracy((tmp_path,))
+
+
+def test_a_folder_in_place_of_coefficients_is_not_passed_over(tmp_path: Path) -> None:
+    path = operators_path(tmp_path, H100)
+    path.mkdir(parents=True)
+    with pytest.raises(InputError, match=re.escape(f"{path} is not a file")):
+        operators_for(find_gpu(H100), (tmp_path, SHIPPED))
+
+
+@pytest.mark.parametrize("gpu", ["L40S", "L4"])
+def test_coefficients_under_another_name_are_refused(tmp_path: Path, gpu: str) -> None:
+    """L4 takes those of L40S."""
+    path = operators_path(tmp_path, "L40S")
+    path.parent.mkdir()
+    shutil.copy(shipped(), path)
+    said = f"{path}: has the coefficients of {H100}, not of L40S; make it anew with"
+    with pytest.raises(InputError, match=re.escape(said)):
+        operators_for(find_gpu(gpu), (tmp_path, SHIPPED))

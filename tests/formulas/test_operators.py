@@ -1,6 +1,5 @@
 """Time of one kernel: bounds that physics sets, laws of scale, and the committed coefficients on every known GPU."""
 
-from functools import cache
 from itertools import product
 
 import numpy as np
@@ -8,12 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner.calibrate.store import operators_for
 from planner.catalog.load import find_gpu, gpus
-from planner.catalog.paths import shipped_calibration_dir
 from planner.domain.dtypes import ComputeDtype, WeightDtype
 from planner.domain.evidence import Basis
-from planner.domain.hardware import Gpu, Interconnect
+from planner.domain.hardware import Gpu
 from planner.formulas.arrays import FloatArray
 from planner.formulas.operators import (
     AttentionShape,
@@ -35,26 +32,31 @@ from planner.formulas.operators import (
     moe_s,
     peak_flop_per_s,
     send_recv_s,
+    share_of_large,
     transfer,
 )
 from planner.formulas.operators.gemm import kernel_dtype
+from tests.formulas.known_operators import MEASURED, TOKENS, group, ops_of
 
-MEASURED = ("A100-SXM-80GB", "H100-SXM-80GB", "H200-SXM-141GB", "L40S", "B200")
-TOKENS: FloatArray = np.logspace(0, 16, 17, base=2.0)
 ROOFLINE_NOISE = 0.95
 """The measured surface may lie this far under datasheet rates: boost clocks and cached activations."""
 ANSWERED = [gpu.name for gpu in gpus() if gpu.vllm_backend]
 
 WIDTHS = (256, 512, 1024, 1280, 2560, 3584, 5120, 7168, 10240, 14336, 28672)
 
+LAUNCH_S = 20e-6
+"""Layers whose roofline is shorter are mostly a launch."""
+
 widths = st.sampled_from(WIDTHS)
 dtypes = st.sampled_from(list(WeightDtype))
 names = st.sampled_from(MEASURED)
 
 
-@cache
-def ops_of(name: str) -> GpuOperators:
-    return operators_for(find_gpu(name), (shipped_calibration_dir(),))
+def roofline_s(n: int, k: int, dtype: WeightDtype, ops: GpuOperators) -> FloatArray:
+    """At each of TOKENS, weights alone in memory traffic."""
+    fit = ops.coefficients.gemm[kernel_dtype(dtype)]
+    flop_s = 2.0 * TOKENS * n * k / peak_flop_per_s(ops.gpu, fit.compute)
+    return np.maximum(flop_s, n * k * fit.weight_bytes / ops.gpu.memory_bandwidth_bytes_per_s)
 
 
 def faster(gpu: Gpu, factor: float) -> Gpu:
@@ -97,27 +99,47 @@ def test_transferred_gpu_is_labelled_with_its_donor() -> None:
 @given(name=names, n=widths, k=widths, dtype=dtypes)
 def test_gemm_is_never_faster_than_the_roofline(name: str, n: int, k: int, dtype: WeightDtype) -> None:
     ops = ops_of(name)
-    fit = ops.coefficients.gemm[kernel_dtype(dtype)]
-    flop_s = 2.0 * TOKENS * n * k / peak_flop_per_s(ops.gpu, fit.compute)
-    weight_s = n * k * fit.weight_bytes / ops.gpu.memory_bandwidth_bytes_per_s
-    assert (gemm_s(TOKENS, n, k, dtype, ops) >= ROOFLINE_NOISE * np.maximum(flop_s, weight_s)).all()
+    assert (gemm_s(TOKENS, n, k, dtype, ops) >= ROOFLINE_NOISE * roofline_s(n, k, dtype, ops)).all()
 
 
 @pytest.mark.parametrize("name", MEASURED)
 def test_gemm_grows_with_every_dimension(name: str) -> None:
     """Doubling tokens, outputs or inputs, over every pair of widths and every format.
 
-    A time is a fitted roofline times an interpolated surface of measured / fitted. Where a wider layer fills the GPU
-    better that ratio may fall faster than the roofline grows, so a launch-sized layer can come out a little quicker
-    when doubled; the deepest dip of the committed surfaces is 0.871 (B200, bf16, 1024 outputs of 512 inputs).
+    A time is a fitted roofline times an interpolated surface of measured / fitted, and kernels do jump: on an A100 a
+    bf16 layer of 3584 outputs and 512 inputs takes 10.6 us for 16 tokens and 6.5 us for 32, on an H200 one of 1024 by
+    1024 takes 7.6 us for one token and twice as many outputs take 4.0 us. So a layer that is mostly launch may be
+    much quicker when doubled; one that keeps the GPU busy may not, and few are quicker at all.
     """
     ops = ops_of(name)
+    quicker = cells = 0
+    for n, k, dtype in product(WIDTHS, WIDTHS, WeightDtype):
+        times, busy = gemm_s(TOKENS, n, k, dtype, ops), roofline_s(n, k, dtype, ops) >= LAUNCH_S
+        for what, ratio, large in (
+            ("tokens", times[1:] / times[:-1], busy[:-1]),
+            ("outputs", gemm_s(TOKENS, 2 * n, k, dtype, ops) / times, busy),
+            ("inputs", gemm_s(TOKENS, n, 2 * k, dtype, ops) / times, busy),
+        ):
+            cell = f"{n} outputs, {k} inputs, {dtype}, twice the {what}"
+            assert (ratio[large] >= 0.88).all(), cell
+            assert (ratio >= 0.48).all(), cell
+            quicker, cells = quicker + int((ratio < 0.97).sum()), cells + ratio.size
+    assert quicker < 0.02 * cells
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_without_what_kernels_jump_by_gemm_grows_with_every_dimension(name: str) -> None:
+    """The fitted curves alone, but for where one goes over into the other: a B200's narrow layers of 4-bit weights fall
+    by 12 % from 128 to 256 tokens."""
+    ops = ops_of(name)
+    smooth = {d: fit.model_copy(update={"surface": None}) for d, fit in ops.coefficients.gemm.items()}
+    ops = ops._replace(coefficients=ops.coefficients.model_copy(update={"gemm": smooth}))
     for n, k, dtype in product(WIDTHS, WIDTHS, WeightDtype):
         times = gemm_s(TOKENS, n, k, dtype, ops)
-        cell = f"{n} outputs, {k} inputs, {dtype}"
-        assert (times[1:] >= 0.94 * times[:-1]).all(), cell
-        assert (gemm_s(TOKENS, 2 * n, k, dtype, ops) >= 0.87 * times).all(), cell
-        assert (gemm_s(TOKENS, n, 2 * k, dtype, ops) >= 0.99 * times).all(), cell
+        assert (times[1:] >= (0.87 if name == "B200" else 0.98) * times[:-1]).all()
+        assert ((times[1:] > times[:-1]) | ((TOKENS[1:] > 192) & (TOKENS[:-1] < 384))).all()
+        assert (gemm_s(TOKENS, 2 * n, k, dtype, ops) > times).all()
+        assert (gemm_s(TOKENS, n, 2 * k, dtype, ops) > times).all()
 
 
 @settings(max_examples=30, deadline=None)
@@ -133,7 +155,7 @@ def test_faster_datasheet_saves_time_but_never_more_than_its_factor(
         (
             gemm_s(TOKENS, n, k, dtype, each),
             moe_s(TOKENS, experts, each),
-            all_reduce_s(message_bytes, 8, Interconnect.NVSWITCH, each),
+            all_reduce_s(message_bytes, group(8), each),
         )
         for each in (ops, quick)
     ]
@@ -144,10 +166,14 @@ def test_faster_datasheet_saves_time_but_never_more_than_its_factor(
 
 @pytest.mark.parametrize("name", MEASURED)
 def test_stored_bytes_decide_small_batches(name: str) -> None:
-    """At one token a big layer is read from memory: half the bytes must save a good part of the time."""
+    """At one token a big layer is read from memory: half the bytes must save a good part of the time.
+
+    Least on a B200, whose fp8 kernels for one token are slow: 83.8 us for 51200 x 8192 weights against 127.5 in bf16,
+    44.5 against 42.4 for 16384 x 8192.
+    """
     ops, one = ops_of(name), np.ones(1)
     times = {dtype: gemm_s(one, 28672, 8192, dtype, ops)[0] for dtype in WeightDtype}
-    assert times[WeightDtype.FP8] < 0.7 * times[WeightDtype.BF16]
+    assert times[WeightDtype.FP8] < (0.8 if name == "B200" else 0.7) * times[WeightDtype.BF16]
     assert times[WeightDtype.INT4] < 0.7 * times[WeightDtype.FP8]
     assert times[WeightDtype.AWQ] == times[WeightDtype.GPTQ] == times[WeightDtype.INT4]
     assert times[WeightDtype.FP16] == times[WeightDtype.BF16]
@@ -289,27 +315,10 @@ def test_linear_attention_ignores_context_and_grows_with_state() -> None:
     assert prompt.time_s(TOKENS, TOKENS) == pytest.approx(times)
 
 
-@pytest.mark.parametrize("name", MEASURED)
-@pytest.mark.parametrize("interconnect", [Interconnect.NVSWITCH, Interconnect.PCIE])
-@pytest.mark.parametrize("ranks", [2, 4, 8])
-def test_all_reduce_grows_with_the_message(name: str, interconnect: Interconnect, ranks: int) -> None:
-    ops = ops_of(name)
-    message_bytes = 2.0 ** np.arange(8, 31, 0.25)
-    times = all_reduce_s(message_bytes, ranks, interconnect, ops)
-    assert (np.diff(times) >= 0).all()
-    assert times[0] > 1e-6
-
-
-def test_all_reduce_by_wiring() -> None:
-    ops, message_bytes = ops_of("H100-SXM-80GB"), np.array([1e5, 1e7])
-    assert (all_reduce_s(message_bytes, 1, Interconnect.NVSWITCH, ops) == 0).all()
-    bridged = all_reduce_s(message_bytes, 2, Interconnect.NVLINK_PAIR, ops)
-    assert (bridged == all_reduce_s(message_bytes, 2, Interconnect.NVLINK, ops)).all()
-    beyond_the_pair = all_reduce_s(message_bytes, 4, Interconnect.NVLINK_PAIR, ops)
-    assert (beyond_the_pair == all_reduce_s(message_bytes, 4, Interconnect.PCIE, ops)).all()
-    assert (beyond_the_pair > 3 * all_reduce_s(message_bytes, 4, Interconnect.NVSWITCH, ops)).all()
-    no_fabric = all_reduce_s(message_bytes, 4, Interconnect.NVSWITCH, ops_of("L40S"))
-    assert (no_fabric == all_reduce_s(message_bytes, 4, Interconnect.PCIE, ops_of("L40S"))).all()
+def test_the_share_of_large_matrices_goes_from_192_to_384_tokens() -> None:
+    # Half of the way on a scale of octaves: 192 x sqrt(2) = 271.5.
+    tokens = np.array([1.0, 192.0, 192.0 * np.sqrt(2.0), 384.0, 8192.0])
+    assert share_of_large(np.log2(tokens)) == pytest.approx([0.0, 0.0, 0.5, 1.0, 1.0])
 
 
 def test_send_recv_and_elementwise_follow_their_stated_assumptions() -> None:

@@ -20,18 +20,21 @@ from planner.formulas.operators.attention import (
     mla_decode,
 )
 from planner.formulas.operators.coefficients import (
+    UNTUNED,
     Evidence,
     GpuOperators,
     OperatorCoefficients,
     Origin,
+    StepTuning,
     peak_flop_per_s,
     transfer,
 )
-from planner.formulas.operators.collectives import all_reduce_s, send_recv_s
-from planner.formulas.operators.gemm import elementwise_s, gemm_s
+from planner.formulas.operators.collectives import RankGroup, all_reduce_s, send_recv_s
+from planner.formulas.operators.gemm import elementwise_s, gemm_s, share_of_large
 from planner.formulas.operators.moe import MoeShape, moe_s
 
 __all__ = [
+    "UNTUNED",
     "AttentionShape",
     "ContextAttention",
     "DecodeAttention",
@@ -43,6 +46,8 @@ __all__ = [
     "MoeShape",
     "OperatorCoefficients",
     "Origin",
+    "RankGroup",
+    "StepTuning",
     "all_reduce_s",
     "context_attention",
     "decode_attention",
@@ -57,5 +62,6 @@ __all__ = [
     "moe_s",
     "peak_flop_per_s",
     "send_recv_s",
+    "share_of_large",
     "transfer",
 ]

@@ -39,6 +39,10 @@ class DecodeAttention(NamedTuple):
         """Seconds for `batch` sequences [G] of `context_tokens` each [G] (clip to the window where there is one)."""
         return self.constant_s + batch * (self.per_sequence_s + context_tokens * self.per_context_token_s)
 
+    def times(self, factor: float) -> "DecodeAttention":
+        """A kernel that takes `factor` as long."""
+        return DecodeAttention(*(factor * value for value in self))
+
 
 class ContextAttention(NamedTuple):
     """Prompt time of one layer, linear in query-key pairs and in tokens read or written."""
@@ -48,6 +52,16 @@ class ContextAttention(NamedTuple):
     per_query_token_s: float
     per_past_token_s: float
     window_tokens: int | None
+
+    def times(self, factor: float) -> "ContextAttention":
+        """A kernel that takes `factor` as long."""
+        return ContextAttention(
+            factor * self.constant_s,
+            factor * self.per_pair_s,
+            factor * self.per_query_token_s,
+            factor * self.per_past_token_s,
+            self.window_tokens,
+        )
 
     def pairs(self, query_tokens: FloatArray, past_tokens: FloatArray) -> FloatArray:
         """Query-key pairs [G]: q x past + q^2 / 2, each query seeing at most its window."""
@@ -107,7 +121,7 @@ def context_attention(shape: AttentionShape, ops: GpuOperators) -> ContextAttent
     walk_s = 0.0 if windowed else fit.per_key_s
     return ContextAttention(
         constant_s=fit.constant_s + (shape.window_tokens or 0) * (fit.per_key_s - walk_s),
-        per_pair_s=2.0 * shape.heads * width / flop_per_s,
+        per_pair_s=2.0 * shape.heads * width / flop_per_s * ops.compute_slowdown,
         per_query_token_s=(shape.heads * width * ACTIVATION_BYTES + kv_token_bytes) / bytes_per_s + walk_s,
         per_past_token_s=kv_token_bytes / bytes_per_s + walk_s,
         window_tokens=shape.window_tokens,
@@ -197,12 +211,11 @@ def mla_context(shape: LatentShape, ops: GpuOperators) -> ContextAttention:
     """
     fit = ops.coefficients.mla
     work = latent_work(shape, ops.gpu)
-    expand_s = (
-        work.expand_flop_s / fit.context_flop_efficiency + work.expand_byte_s / fit.context_byte_efficiency
-    )
+    flop_efficiency = fit.context_flop_efficiency / ops.compute_slowdown
+    expand_s = work.expand_flop_s / flop_efficiency + work.expand_byte_s / fit.context_byte_efficiency
     return ContextAttention(
         constant_s=fit.context_constant_s,
-        per_pair_s=work.pair_flop_s / fit.context_flop_efficiency,
+        per_pair_s=work.pair_flop_s / flop_efficiency,
         per_query_token_s=expand_s,
         per_past_token_s=expand_s,
         window_tokens=None,
@@ -235,7 +248,7 @@ def indexer_context(shape: IndexerShape, ops: GpuOperators) -> ContextAttention:
     flop_per_s = peak_flop_per_s(ops.gpu, ComputeDtype.FP8) * ops.coefficients.mla.context_flop_efficiency
     return ContextAttention(
         constant_s=0.0,
-        per_pair_s=2.0 * shape.heads * shape.head_dim / flop_per_s,
+        per_pair_s=2.0 * shape.heads * shape.head_dim / flop_per_s * ops.compute_slowdown,
         per_query_token_s=0.0,
         per_past_token_s=0.0,
         window_tokens=None,

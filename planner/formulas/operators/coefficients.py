@@ -13,7 +13,7 @@ from planner.domain.evidence import Basis
 from planner.domain.hardware import Gpu
 from planner.formulas.arrays import FloatArray
 
-OPERATOR_FORMAT = 1
+OPERATOR_FORMAT = 2
 """Raised whenever a form changes meaning, so that an older file is refused and not misread."""
 
 
@@ -218,22 +218,32 @@ class LinearAttentionFit(Frozen):
 
 
 class CollectiveCurve(Frozen):
-    """p-norm of a latency and the ring volume 2 (n - 1) / n x message over the link."""
+    """p-norm of a latency and the ring volume 2 (n - 1) / n x message over the link, and what that leaves."""
 
     ranks: int = Field(ge=2, le=65_536)
+    engine_version: str = ""
+    """The release that chose the kernels; empty where it makes no difference."""
     constant_s: Seconds
     link_efficiency: Efficiency
     exponent: float = Field(ge=0.1, le=64)
+    log2_bytes: tuple[Log, ...] = ()
+    log_ratio: tuple[Log, ...] = ()
+    """log(measured / curve) at messages of 2^log2_bytes, linear in between: other kernels take over at some sizes."""
     evidence: Evidence
+
+    @model_validator(mode="after")
+    def _paired(self) -> "CollectiveCurve":
+        if len(self.log2_bytes) != len(self.log_ratio):
+            raise ValueError(f"{len(self.log2_bytes)} sizes with {len(self.log_ratio)} ratios")
+        return self
 
 
 class AllReduceFit(Frozen):
-    """Sum over ranks: the engine's own kernel for short messages, NCCL for long ones."""
+    """Sum over ranks, as the engine dispatches it (`engine`), else by NCCL."""
 
-    custom: tuple[CollectiveCurve, ...]
+    engine: tuple[CollectiveCurve, ...]
+    """One for each group and release; its own kernel for short messages, others above."""
     nccl: tuple[CollectiveCurve, ...]
-    custom_limit_bytes: float = Field(ge=0, le=1e15)
-    """Messages of at least this size go through NCCL."""
 
 
 class TableSource(Frozen):
@@ -267,6 +277,24 @@ class OperatorCoefficients(Frozen):
         return hash((self.gpu, self.fitted_on))
 
 
+class StepTuning(NamedTuple):
+    """What served runs say of kernel times, beyond what tables of single kernels can tell."""
+
+    sustained_slowdown: float = 0.0
+    """Products and prompts' attention bound by compute take 1 + this times as long as in the tables: they were timed in
+    bursts of a few runs, before the card lowers its clocks."""
+    rank_wait_s: float = 0.0
+    """What each doubling of the ranks adds to a collective: in a table they arrive together, in a step they wait for
+    the last."""
+    decode_ratio: float = 1.0
+    """Measured / predicted time of steps that only decode, where this model was run with this TP."""
+    prompt_ratio: float = 1.0
+    """The same of steps with long prompts."""
+
+
+UNTUNED = StepTuning()
+
+
 class GpuOperators(NamedTuple):
     """A GPU's datasheet with the efficiencies that apply to it."""
 
@@ -275,11 +303,17 @@ class GpuOperators(NamedTuple):
     basis: Basis
     donor: str
     """The GPU whose tables the coefficients come from."""
+    tuning: StepTuning = UNTUNED
+
+    @property
+    def compute_slowdown(self) -> float:
+        """Factor on time bound by compute."""
+        return 1.0 + self.tuning.sustained_slowdown
 
 
 def transfer(operators: GpuOperators, gpu: Gpu, basis: Basis = Basis.TRANSFERRED) -> GpuOperators:
     """The same efficiencies and constants on another GPU's datasheet figures, labelled with their donor."""
-    return GpuOperators(gpu=gpu, coefficients=operators.coefficients, basis=basis, donor=operators.donor)
+    return operators._replace(gpu=gpu, basis=basis)
 
 
 HALF = (ComputeDtype.BF16, ComputeDtype.FP16, ComputeDtype.FP32)

@@ -68,12 +68,16 @@ def gemm_curve_s(work: GemmWork, curve: GemmColumns) -> FloatArray:
     return bound_s + (curve.constant_s + work.k * curve.per_k_s) + work.quantize_s * curve.quantize_passes
 
 
+def share_of_large(log2_tokens: FloatArray) -> FloatArray:
+    """0 up to 192 tokens, 1 from 384 on."""
+    share = (log2_tokens - BLEND_FROM_LOG2_TOKENS) / (BLEND_TO_LOG2_TOKENS - BLEND_FROM_LOG2_TOKENS)
+    return np.minimum(np.maximum(share, 0.0), 1.0)
+
+
 def blended_log_s(log2_tokens: FloatArray, curves_s: FloatArray) -> FloatArray:
     """Logarithm of the time, going over from the first curve to the second between 192 and 384 tokens."""
-    share = (log2_tokens - BLEND_FROM_LOG2_TOKENS) / (BLEND_TO_LOG2_TOKENS - BLEND_FROM_LOG2_TOKENS)
-    share = np.minimum(np.maximum(share, 0.0), 1.0)
     log_s = np.log(curves_s)
-    result: FloatArray = log_s[0] + share * (log_s[1] - log_s[0])
+    result: FloatArray = log_s[0] + share_of_large(log2_tokens) * (log_s[1] - log_s[0])
     return result
 
 
@@ -103,7 +107,9 @@ def gemm_s(m: FloatArray, n: int, k: int, dtype: WeightDtype, ops: GpuOperators)
     """
     fit = ops.coefficients.gemm[kernel_dtype(dtype)]
     log2_tokens = np.log2(m)
-    log_s = blended_log_s(log2_tokens, gemm_curve_s(gemm_work(m, n, k, fit, ops.gpu), fit.curves))
+    work = gemm_work(m, n, k, fit, ops.gpu)
+    work = work._replace(flop_s=work.flop_s * ops.compute_slowdown)
+    log_s = blended_log_s(log2_tokens, gemm_curve_s(work, fit.curves))
     if fit.surface is not None:
         log_s = log_s + surface_log_ratio(log2_tokens, n, k, fit.surface)
     result: FloatArray = np.exp(log_s)

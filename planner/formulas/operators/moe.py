@@ -27,6 +27,8 @@ class MoeShape(NamedTuple):
     dtype: WeightDtype
     ep: bool
     """Experts are dealt out to ranks instead of sliced."""
+    weight_bytes: float | None = None
+    """Per weight with its share of scales, where that is not what the fitted table had."""
 
 
 class MoeWork(NamedTuple):
@@ -60,7 +62,7 @@ def moe_work(m: FloatArray, experts: MoeShape, fit: MoeFit, gpu: Gpu) -> MoeWork
         local_experts=experts.local_experts,
         ranks=experts.experts / experts.local_experts,
         row_flop_s=2.0 * weights / peak_flop_per_s(gpu, fit.compute),
-        expert_byte_s=weights * fit.weight_bytes / bytes_per_s,
+        expert_byte_s=weights * (experts.weight_bytes or fit.weight_bytes) / bytes_per_s,
         row_byte_s=row_values * ACTIVATION_BYTES / bytes_per_s,
         token_byte_s=m * (experts.inputs * ACTIVATION_BYTES / bytes_per_s),
         width=float(experts.inputs + experts.intermediate),
@@ -92,4 +94,5 @@ def moe_s(m: FloatArray, experts: MoeShape, ops: GpuOperators) -> FloatArray:
     """Time of one layer's routed experts [s], routing included: `m` tokens [G] of the whole expert group."""
     fit = ops.coefficients.moe[kernel_dtype(experts.dtype)]
     curve = fit.expert_parallel if experts.ep else fit.tensor_parallel
-    return moe_curve_s(moe_work(m, experts, fit, ops.gpu), curve)
+    work = moe_work(m, experts, fit, ops.gpu)
+    return moe_curve_s(work._replace(row_flop_s=work.row_flop_s * ops.compute_slowdown), curve)
