@@ -10,6 +10,8 @@ from planner.formulas.arrays import FloatArray, IntArray
 from planner.serving.scheduler_types import RequestStream
 
 NO_PREFIX_BLOCK_TOKENS = 512
+CONSTANT_CV = 1e-3
+"""Gaps that vary less are drawn as constant ones."""
 
 
 def drawn_stream(workload: Workload, requests: int, seed: int) -> RequestStream:
@@ -68,7 +70,7 @@ def _sent_s(random: np.random.Generator, workload: Workload, count: int) -> Floa
     if workload.requests_per_s is None:
         return np.zeros(count)
     mean_s = 1.0 / workload.requests_per_s
-    if workload.arrival_cv == 0.0:
+    if workload.arrival_cv < CONSTANT_CV:
         gaps = np.full(count, mean_s)
     else:
         shape = 1.0 / workload.arrival_cv**2

@@ -164,7 +164,10 @@ def spread(values_s: FloatArray) -> Spread:
     """Mean and percentiles, linear between neighbours."""
     if not values_s.size:
         return Spread(*(float("nan"),) * (1 + len(QUANTILES)))
-    return Spread(float(values_s.mean()), *(float(value) for value in np.quantile(values_s, QUANTILES)))
+    # numpy.quantile of few values takes ten times as long.
+    places = np.array(QUANTILES) * (values_s.size - 1)
+    percentiles_s = np.interp(places, np.arange(values_s.size), np.sort(values_s))
+    return Spread(float(values_s.mean()), *percentiles_s.tolist())
 
 
 def _gap_spread(requests: Requests, gaps: FloatArray) -> Spread:

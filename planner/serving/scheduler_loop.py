@@ -2,41 +2,48 @@
 
 RUNNING first, then WAITING, one token budget a step; blocks are taken as tokens appear; where none is left the last
 running request is preempted and recomputed (vllm/v1/core/sched/scheduler.py, schedule). Stretches in which nothing
-but decoding can happen are jumped in one go to the next event; their steps take the mean of the first and the last.
+but decoding can happen are jumped in one go to the next event: from the first step to the last their length and the
+blocks in use grow evenly.
 """
 
 import numpy as np
-from numba import njit
 
 from planner.formulas.arrays import FloatArray
+from planner.serving.scheduler_cache import NOBODY, available_blocks
+from planner.serving.scheduler_compiler import allocating, compiled
+from planner.serving.scheduler_jump import NO_LIMIT, steps_alike, steps_undisturbed, stretch
 from planner.serving.scheduler_parts import (
     blocks_of,
-    compiled,
     count_gap,
+    count_growing_gaps,
     decode_attention_s,
+    host_chain_s,
     on_curve,
     padded,
     pop,
     prompt_attention_s,
     record,
     reserved_blocks,
+    write_down,
 )
 from planner.serving.scheduler_state import (
     ACTIVE,
     ARRIVED,
     BUDGET,
     DECIDED,
+    DECISIONS,
     FINISHED,
-    FREE,
     KNOWN,
+    LOGGED,
+    LONGEST,
     NOW,
     QUEUE_FRONT,
     SCHEDULED,
     WAITING,
     State,
-    available_blocks,
     new_state,
     read_prefix,
+    record_arrivals,
     release,
     send,
     store_prefix,
@@ -45,11 +52,10 @@ from planner.serving.scheduler_state import (
 )
 from planner.serving.scheduler_types import BlockPool, Outcome, RequestStream, SchedulerLimits, StepTimes
 
-NO_LIMIT = 1 << 40
 JUST_BEFORE_S = 1e-9
 
 
-@njit(cache=True)
+@allocating
 def run(
     stream: RequestStream, limits: SchedulerLimits, pool: BlockPool, times: StepTimes, out: Outcome
 ) -> None:
@@ -64,7 +70,10 @@ def run(
         if not _arrive(state):
             continue
         counts[BUDGET] = limits.max_num_batched_tokens
+        counts[LONGEST] = _longest_chunk(limits, state)
         counts[SCHEDULED] = 0
+        counts[DECISIONS] += 1
+        running = counts[ACTIVE]
         preempted = _schedule_running(stream, limits, pool, state, out)
         if not preempted:
             _schedule_waiting(stream, limits, pool, state, out)
@@ -72,26 +81,32 @@ def run(
             # Whoever could have run was preempted: the engine schedules again at once.
             continue
         decoding, tokens, fixed_s, length_s = _measure(stream, times, state, seen)
-        steps = 1
-        if decoding == counts[ACTIVE] and not preempted:
-            steps = _steps_alike(stream, pool, state)
-            steps = min(steps, _steps_undisturbed(limits, times, state, length_s))
-            if steps > 1:
-                _see(times, state, steps, seen)
-                last_s = fixed_s + decode_attention_s(times, decoding, seen)
-                length_s = steps * (length_s + last_s) * 0.5
-        used = pool.blocks - available_blocks(state)
-        record(out, clock[NOW], length_s, (counts[ACTIVE], counts[WAITING], used, tokens * steps))
-        out.totals[0] += steps
-        out.totals[1] += length_s
-        out.totals[2] += tokens * steps
-        out.totals[3] = max(out.totals[3], used)
-        clock[NOW] += length_s
+        steps, last_s = 1, length_s
+        if decoding == counts[ACTIVE] == running and not preempted:
+            steps = steps_alike(stream, pool, state)
+            steps = min(steps, steps_undisturbed(limits, pool, times, state, length_s))
+            steps, last_s = stretch(times, state, steps, (decoding, fixed_s, length_s), seen)
+        if out.log.shape[0] > 0:
+            _write_step(state, out, steps, running)
+        used = pool.blocks - available_blocks(state.cache)
+        start_s = clock[NOW]
+        stretch_s = steps * (length_s + last_s) * 0.5
+        record_arrivals(state, out, start_s + stretch_s)
+        clock[NOW] += stretch_s
         # The next step was decided on when this one began, before anything that it brought about.
-        began_s = clock[NOW] - length_s / steps
-        clock[DECIDED] = began_s - JUST_BEFORE_S if limits.async_scheduling else clock[NOW]
-        _advance(stream, pool, state, out, steps, length_s / steps)
-        _answer(stream, limits, times, state, out)
+        clock[DECIDED] = clock[NOW] - last_s - JUST_BEFORE_S if limits.async_scheduling else clock[NOW]
+        _advance(stream, pool, state, out, steps, start_s + length_s)
+        if steps > 1:
+            second_s = length_s + (last_s - length_s) / (steps - 1)
+            count_growing_gaps(out.gaps, second_s, last_s, counts[ACTIVE] * (steps - 1))
+        grown = pool.blocks - available_blocks(state.cache)
+        levels = (1, counts[ACTIVE], counts[WAITING], used, tokens * steps)
+        record(out, start_s, stretch_s, levels, grown - used)
+        out.totals[0] += steps
+        out.totals[1] += stretch_s
+        out.totals[2] += tokens * steps
+        out.totals[3] = max(out.totals[3], used, grown)
+        _answer(stream, limits, pool, times, state, out)
     out.totals[5] = clock[NOW]
 
 
@@ -112,12 +127,19 @@ def _arrive(state: State) -> bool:
 
 
 @compiled
-def _wanted(stream: RequestStream, limits: SchedulerLimits, state: State, r: int, computed: int) -> int:
+def _longest_chunk(limits: SchedulerLimits, state: State) -> int:
+    """Tokens that one request may have in this step, the budget apart."""
+    alone = state.counts[ACTIVE] + state.counts[WAITING] == 1
+    if limits.long_prefill_token_threshold == 0 or (alone and limits.lone_prompt_whole):
+        return NO_LIMIT
+    return limits.long_prefill_token_threshold
+
+
+@compiled
+def _wanted(stream: RequestStream, state: State, r: int, computed: int) -> int:
     """Tokens of a request that this step can compute."""
     want = min(stream.prompt_tokens[r] + state.answered[r] - computed, state.counts[BUDGET])
-    if limits.long_prefill_token_threshold > 0:
-        want = min(want, limits.long_prefill_token_threshold)
-    return want
+    return min(want, state.counts[LONGEST])
 
 
 @compiled
@@ -129,14 +151,15 @@ def _schedule_running(
     preempted = False
     while counts[SCHEDULED] < counts[ACTIVE] and counts[BUDGET] > 0:
         r = state.running[counts[SCHEDULED]]
-        want = _wanted(stream, limits, state, r, state.computed[r])
+        want = _wanted(stream, state, r, state.computed[r])
         need = blocks_of(pool, state.computed[r], state.computed[r] + want)
-        need -= state.shares[r] * state.unit_blocks + state.held[r]
-        while need > available_blocks(state):
+        need -= state.shares[r] * state.cache.unit_blocks + state.held[r]
+        while need > available_blocks(state.cache):
             preempted = True
-            if _preempt(stream, limits, state, out) == r:
+            if _preempt(stream, limits, pool, state, out) == r:
                 return preempted
         take_blocks(state, r, need)
+        store_prefix(stream, state, r, state.computed[r] + want)
         state.chunk[counts[SCHEDULED]] = want
         counts[BUDGET] -= want
         counts[SCHEDULED] += 1
@@ -144,7 +167,9 @@ def _schedule_running(
 
 
 @compiled
-def _preempt(stream: RequestStream, limits: SchedulerLimits, state: State, out: Outcome) -> int:
+def _preempt(
+    stream: RequestStream, limits: SchedulerLimits, pool: BlockPool, state: State, out: Outcome
+) -> int:
     """Takes its blocks from the last running request, or the least urgent, and lets it wait again; returns it."""
     counts, keys = state.counts, state.keys
     at = counts[ACTIVE] - 1
@@ -154,15 +179,18 @@ def _preempt(stream: RequestStream, limits: SchedulerLimits, state: State, out: 
             if keys[a, 0] > keys[b, 0] or (keys[a, 0] == keys[b, 0] and a > b):
                 at = j
     victim = state.running[at]
-    release(stream, state, victim)
+    scheduled = state.chunk[at] if at < counts[SCHEDULED] else 0
+    release(stream, pool, state, victim, state.computed[victim] + scheduled, True)
     state.computed[victim] = 0
     out.preemptions[victim] += 1
     if not limits.priority_policy:
         state.clock[QUEUE_FRONT] -= 1.0
         keys[victim, 1] = state.clock[QUEUE_FRONT]
     wait(state, victim)
+    if out.log.shape[0] > 0:
+        counts[LOGGED] = write_down(out, counts[LOGGED], (counts[DECISIONS], 1, victim, 0, 0))
     if at < counts[SCHEDULED]:
-        counts[BUDGET] += state.chunk[at]
+        counts[BUDGET] += scheduled
         counts[SCHEDULED] -= 1
     for j in range(at, counts[ACTIVE] - 1):
         state.running[j] = state.running[j + 1]
@@ -183,21 +211,22 @@ def _schedule_waiting(
             return
         r = state.heap[0]
         total = stream.prompt_tokens[r] + state.answered[r]
-        hits, idle_hits = _prefix_hits(stream, state, r, total)
-        found = max(hits * stream.prefix_block_tokens, min(stream.cached_tokens[r], total - 1))
-        want = _wanted(stream, limits, state, r, found)
-        need = blocks_of(pool, found, found + want) - hits * state.unit_blocks
+        hits, own, idle = _prefix_hits(stream, state, r, total)
+        found = hits * stream.prefix_block_tokens + own * state.cache.own_block_tokens
+        found = max(found, min(stream.cached_tokens[r], total - 1))
+        want = _wanted(stream, state, r, found)
+        known = hits * state.cache.unit_blocks + own
+        need = blocks_of(pool, found, found + want) - known
         whole = need
         if limits.reserve_full_prompt:
-            whole = max(need, reserved_blocks(pool, limits, found, total) - hits * state.unit_blocks)
-        if whole > available_blocks(state) - idle_hits * state.unit_blocks:
+            whole = max(need, reserved_blocks(pool, found, total) - known)
+        if whole > available_blocks(state.cache) - idle:
             return
         counts[WAITING] = pop(state.heap, state.keys, counts[WAITING])
-        for k in range(hits):
-            read_prefix(state, stream.prefix_ids[stream.prefix_start[r] + k])
-        state.shares[r] = hits
+        read_prefix(stream, state, r, hits, own)
         state.computed[r] = found
         take_blocks(state, r, need)
+        store_prefix(stream, state, r, found + want)
         state.running[counts[ACTIVE]] = r
         state.chunk[counts[ACTIVE]] = want
         counts[ACTIVE] += 1
@@ -209,16 +238,31 @@ def _schedule_waiting(
 
 
 @compiled
-def _prefix_hits(stream: RequestStream, state: State, r: int, total: int) -> tuple[int, int]:
-    """Stored blocks that the prompt begins with, and those of them that nobody reads; one token is left to compute."""
-    hits = idle = 0
+def _prefix_hits(stream: RequestStream, state: State, r: int, total: int) -> tuple[int, int, int]:
+    """Stored prefix blocks that the prompt begins with, blocks behind them that the request left when it was
+    preempted, and how many KV blocks of both nobody reads; one token is left to compute."""
+    cache = state.cache
+    hits = idle = own = 0
     for k in range(stream.prefix_start[r], stream.prefix_start[r + 1]):
-        p = stream.prefix_ids[k]
-        if not state.stored[p] or (hits + 1) * stream.prefix_block_tokens >= total:
-            break
-        idle += state.readers[p] == 0
+        copy = cache.first[stream.prefix_ids[k]]
+        if copy == NOBODY or (hits + 1) * stream.prefix_block_tokens >= total:
+            return hits, own, idle
+        idle += cache.unit_blocks * (cache.readers[copy] == 0)
         hits += 1
-    return hits, idle
+    if cache.left[r] > 0:
+        own = (total - 1 - hits * stream.prefix_block_tokens) // cache.own_block_tokens
+        own = min(cache.left[r], own)
+    return hits, own, idle + own
+
+
+@compiled
+def _write_step(state: State, out: Outcome, steps: int, running: int) -> None:
+    """Writes down who got what in this step, and who is new among those that run."""
+    counts = state.counts
+    for j in range(counts[SCHEDULED]):
+        new = int(j >= running)
+        entry = (counts[DECISIONS], steps, state.running[j], state.chunk[j], new)
+        counts[LOGGED] = write_down(out, counts[LOGGED], entry)
 
 
 @compiled
@@ -248,85 +292,38 @@ def _measure(
         length_s += times.context_constant_s
     if decoding > 0:
         length_s += decode_attention_s(times, decoding, seen)
-    return decoding, tokens, fixed_s, length_s
-
-
-@compiled
-def _see(times: StepTimes, state: State, steps: int, seen: FloatArray) -> None:
-    """Tokens in scope of all running requests in the last of so many decode steps [S]."""
-    seen[:] = 0.0
-    for j in range(state.counts[ACTIVE]):
-        context = float(state.computed[state.running[j]] + steps)
-        for scope in range(seen.size):
-            seen[scope] += min(context, times.scope_tokens[scope])
-
-
-@compiled
-def _steps_alike(stream: RequestStream, pool: BlockPool, state: State) -> int:
-    """Decode steps that all running requests take together before one finishes or blocks may run short."""
-    steps = NO_LIMIT
-    for r in state.running[: state.counts[ACTIVE]]:
-        steps = min(steps, stream.output_tokens[r] - state.answered[r])
-    groups = 0
-    smallest = NO_LIMIT
-    for group in range(pool.block_tokens.size):
-        if pool.state_blocks[group] == 0:
-            groups += 1
-            smallest = min(smallest, pool.block_tokens[group])
-    if groups == 0:
-        return steps
-    # In `smallest` steps a sequence takes at most one block of each group, and one more for where it stands.
-    spare = state.counts[FREE] // (state.counts[ACTIVE] * groups) - 1
-    return max(1, min(steps, spare * smallest))
-
-
-@compiled
-def _steps_undisturbed(limits: SchedulerLimits, times: StepTimes, state: State, step_s: float) -> int:
-    """Decode steps before somebody who comes meanwhile is scheduled."""
-    counts = state.counts
-    full = counts[ACTIVE] == state.running.size
-    if counts[ARRIVED] == counts[KNOWN] or full or (counts[WAITING] > 0 and not limits.priority_policy):
-        return NO_LIMIT
-    gap_s = state.visible_s[counts[ARRIVED]] - state.clock[NOW]
-    if gap_s <= 0.0:
-        return 1
-    # A step decided on while the one before runs comes one later.
-    late = 1 if limits.async_scheduling else 0
-    growth_s = counts[ACTIVE] * times.decode_per_token_s[0]
-    if gap_s <= step_s or growth_s <= 0.0:
-        return late + int(np.ceil(gap_s / step_s))
-    linear = step_s - 0.5 * growth_s
-    return late + int(np.ceil((np.sqrt(linear * linear + 2.0 * growth_s * gap_s) - linear) / growth_s))
+    return decoding, tokens, fixed_s, max(length_s, host_chain_s(times, state.counts[SCHEDULED]))
 
 
 @compiled
 def _advance(
-    stream: RequestStream, pool: BlockPool, state: State, out: Outcome, steps: int, step_s: float
+    stream: RequestStream, pool: BlockPool, state: State, out: Outcome, steps: int, first_end_s: float
 ) -> None:
-    """What so many equal steps computed, and the tokens they made."""
-    now = state.clock[NOW]
+    """What so many steps computed, and the tokens they made; the first of them ended then."""
     for j in range(state.counts[SCHEDULED]):
         r = state.running[j]
         state.computed[r] += state.chunk[j] + steps - 1
         if steps > 1:
             need = blocks_of(pool, state.computed[r] - 1, state.computed[r])
-            take_blocks(state, r, need - state.shares[r] * state.unit_blocks - state.held[r])
-        store_prefix(stream, state, r)
+            take_blocks(state, r, need - state.shares[r] * state.cache.unit_blocks - state.held[r])
         if state.computed[r] < stream.prompt_tokens[r] + state.answered[r] + steps - 1:
             continue
         if state.answered[r] == 0:
-            out.first_token_s[r] = now
+            out.first_token_s[r] = first_end_s
         else:
-            count_gap(out.gaps, now - (steps - 1) * step_s - state.last_token_s[r], 1)
-            if steps > 1:
-                count_gap(out.gaps, step_s, steps - 1)
-        state.last_token_s[r] = now
+            count_gap(out.gaps, first_end_s - state.last_token_s[r], 1)
+        state.last_token_s[r] = state.clock[NOW]
         state.answered[r] += steps
 
 
 @compiled
 def _answer(
-    stream: RequestStream, limits: SchedulerLimits, times: StepTimes, state: State, out: Outcome
+    stream: RequestStream,
+    limits: SchedulerLimits,
+    pool: BlockPool,
+    times: StepTimes,
+    state: State,
+    out: Outcome,
 ) -> None:
     """Lets go of requests that have all their tokens; in a closed loop their users send the next."""
     counts = state.counts
@@ -339,7 +336,7 @@ def _answer(
             continue
         out.finished_s[r] = state.clock[NOW]
         counts[FINISHED] += 1
-        release(stream, state, r)
+        release(stream, pool, state, r, state.computed[r], False)
         if limits.users > 0 and counts[KNOWN] < stream.prompt_tokens.size:
-            send(stream, times, state, out, state.clock[NOW])
+            send(stream, times, state, out, state.clock[NOW] + times.reply_s)
     counts[ACTIVE] = kept

@@ -1,28 +1,23 @@
-"""Pieces of the compiled scheduler loop: curves, blocks, the waiting queue, the prefix cache, counters."""
+"""Pieces of the compiled scheduler loop: curves, blocks, the waiting queue, counters."""
 
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from planner.formulas.arrays import FloatArray, IntArray
+from planner.serving.scheduler_compiler import compiled
 from planner.serving.scheduler_types import (
     GAP_BINS,
     GAP_LOW_S,
     GAP_RATIO,
+    LOG_FIELDS,
     SERIES_BINS,
     SERIES_FIELDS,
     BlockPool,
     Outcome,
-    SchedulerLimits,
     StepTimes,
 )
 
-compiled = njit(cache=True, _nrt=False)  # type: ignore[call-overload]
-"""For functions that only borrow the arrays of the loop: counting references to them would take longer than the work.
-
-Numba keeps what calls them compiled until its own file changes: touch scheduler_loop.py after a change here.
-"""
 LOG_GAP_RATIO = float(np.log(GAP_RATIO))
 
 
@@ -51,6 +46,12 @@ def decode_attention_s(times: StepTimes, sequences: int, seen: FloatArray) -> fl
     for scope in range(seen.size):
         time_s += seen[scope] * times.decode_per_token_s[scope]
     return time_s
+
+
+@compiled
+def host_chain_s(times: StepTimes, sequences: int) -> float:
+    """Time the host needs for a step while the GPU computes the one before."""
+    return times.chain_s + sequences * times.chain_per_sequence_s
 
 
 @compiled
@@ -89,18 +90,26 @@ def blocks_of(pool: BlockPool, computed: int, total: int) -> int:
 
 
 @compiled
-def reserved_blocks(pool: BlockPool, limits: SchedulerLimits, computed: int, total: int) -> int:
+def reserved_blocks(pool: BlockPool, computed: int, total: int) -> int:
     """Blocks a sequence will need at most until `total` tokens are computed: a windowed group frees what is out of
-    sight, and never holds more than its window and one step."""
+    sight (vllm/v1/core/single_type_kv_cache_manager.py, get_num_blocks_to_allocate)."""
     blocks = blocks_of(pool, computed, total)
     for group in range(pool.block_tokens.size):
-        window = pool.window_tokens[group]
-        if window > 0 and pool.state_blocks[group] == 0:
-            size = pool.block_tokens[group]
-            unseen = computed // window * window if pool.chunked[group] else computed - window + 1
-            held = (total + size - 1) // size - max(unseen, 0) // size
-            most = (window + limits.max_num_batched_tokens + size - 1) // size + 1
-            blocks -= max(held - most, 0)
+        if pool.window_tokens[group] > 0 and pool.state_blocks[group] == 0:
+            whole = (total + pool.block_tokens[group] - 1) // pool.block_tokens[group]
+            blocks -= max(whole - pool.most_blocks[group], 0)
+    return blocks
+
+
+@compiled
+def unfilled_blocks(pool: BlockPool, total: int) -> int:
+    """Blocks of a sequence of `total` tokens that nothing can be found in: its last ones, and its states."""
+    blocks = 0
+    for group in range(pool.block_tokens.size):
+        if pool.state_blocks[group] > 0:
+            blocks += pool.state_blocks[group]
+        else:
+            blocks += total % pool.block_tokens[group] > 0
     return blocks
 
 
@@ -154,36 +163,37 @@ def pop(heap: IntArray, keys: FloatArray, size: int) -> int:
 
 
 @compiled
-def unlink(links: IntArray, item: int) -> None:
-    """Takes a prefix block off the list of those that nobody uses (`links[:, 0]` before, `links[:, 1]` after)."""
-    before, after = links[item, 0], links[item, 1]
-    links[before, 1] = after
-    links[after, 0] = before
-
-
-@compiled
-def append(links: IntArray, item: int) -> None:
-    """Puts a prefix block at the end of the list, last to be evicted; the sentinel is the last row."""
-    end = links.shape[0] - 1
-    last = links[end, 0]
-    links[last, 1] = item
-    links[item, 0] = last
-    links[item, 1] = end
-    links[end, 0] = item
+def _gap_bin(gap_s: float) -> int:
+    position = int(np.log(max(gap_s, GAP_LOW_S) / GAP_LOW_S) / LOG_GAP_RATIO)
+    return min(position, GAP_BINS - 1)
 
 
 @compiled
 def count_gap(gaps: FloatArray, gap_s: float, count: int) -> None:
     """Counts gaps between tokens of one length."""
-    position = int(np.log(max(gap_s, GAP_LOW_S) / GAP_LOW_S) / LOG_GAP_RATIO)
-    gaps[min(position, GAP_BINS - 1)] += count
+    gaps[_gap_bin(gap_s)] += count
 
 
 @compiled
-def record(out: Outcome, start_s: float, length_s: float, levels: tuple[Any, ...]) -> None:
+def count_growing_gaps(gaps: FloatArray, first_s: float, last_s: float, count: int) -> None:
+    """Counts gaps between tokens whose lengths are spread evenly from the first to the last."""
+    low, high = _gap_bin(first_s), _gap_bin(last_s)
+    begin_s = first_s
+    for b in range(low, high):
+        end_s = GAP_LOW_S * GAP_RATIO ** (b + 1)
+        gaps[b] += count * (end_s - begin_s) / (last_s - first_s)
+        begin_s = end_s
+    gaps[high] += count * ((last_s - begin_s) / (last_s - first_s) if high > low else 1.0)
+
+
+@compiled
+def record(
+    out: Outcome, start_s: float, length_s: float, levels: tuple[Any, ...], more_blocks: int = 0
+) -> None:
     """Adds a stretch of time to the series; bins grow twice as wide whenever it does not fit.
 
-    `levels`: running, waiting, blocks in use (held throughout) and tokens (spread over it).
+    `levels`: busy (0 or 1), running, waiting, blocks in use (held throughout) and tokens (spread over it);
+    `more_blocks` come into use over the stretch, evenly.
     """
     series, totals = out.series, out.totals
     while start_s + length_s > totals[4] * SERIES_BINS:
@@ -193,16 +203,25 @@ def record(out: Outcome, start_s: float, length_s: float, levels: tuple[Any, ...
         series[SERIES_BINS // 2 :] = 0.0
         totals[4] *= 2.0
     width = totals[4]
-    rate = levels[3] / length_s if length_s > 0.0 else 0.0
+    tokens_per_s = levels[4] / length_s if length_s > 0.0 else 0.0
+    blocks_per_s = more_blocks / length_s if length_s > 0.0 else 0.0
     b = min(int(start_s / width), SERIES_BINS - 1)
     left = length_s
     while left > 0.0 and b < SERIES_BINS:
         part = min(left, max((b + 1) * width - start_s, 0.0))
-        series[b, 0] += part
-        series[b, 1] += part * levels[0]
-        series[b, 2] += part * levels[1]
-        series[b, 3] += part * levels[2]
-        series[b, 4] += part * rate
+        for field in range(SERIES_FIELDS - 1):
+            series[b, field] += part * levels[field]
+        series[b, 3] += part * blocks_per_s * (length_s - left + 0.5 * part)
+        series[b, 4] += part * tokens_per_s
         start_s += part
         left -= part
         b += 1
+
+
+@compiled
+def write_down(out: Outcome, row: int, entry: tuple[Any, ...]) -> int:
+    """Writes one line of the log where there is room; returns the next free row."""
+    if row < out.log.shape[0]:
+        for field in range(LOG_FIELDS):
+            out.log[row, field] = entry[field]
+    return row + 1

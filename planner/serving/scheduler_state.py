@@ -1,23 +1,35 @@
-"""What the scheduler loop remembers between steps: requests, queues, blocks, the prefix cache, the clock."""
+"""What the scheduler loop remembers between steps: requests, queues, blocks, the clock."""
 
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
-from planner.formulas.arrays import BoolArray, FloatArray, IntArray
-from planner.serving.scheduler_parts import append, compiled, push, shared_blocks, unlink
+from planner.formulas.arrays import FloatArray, IntArray
+from planner.serving.scheduler_cache import (
+    FREE,
+    Cache,
+    find_again,
+    give_back,
+    leave,
+    make_room,
+    new_cache,
+    read,
+    stop_reading,
+    store,
+)
+from planner.serving.scheduler_compiler import allocating, compiled, inlined
+from planner.serving.scheduler_parts import push, record, unfilled_blocks
 from planner.serving.scheduler_types import BlockPool, Outcome, RequestStream, SchedulerLimits, StepTimes
 
-WAITING, ACTIVE, SCHEDULED, FREE, IDLE_PREFIXES, ARRIVED, KNOWN, FINISHED, BUDGET, COUNTS = range(10)
-"""`State.counts`: requests waiting, running, scheduled in this step; free blocks; prefix blocks nobody uses; requests
-that reached the engine, were sent, have ended; tokens left in this step."""
+WAITING, ACTIVE, SCHEDULED, ARRIVED, KNOWN, FINISHED, BUDGET, LONGEST, DECISIONS, LOGGED, COUNTS = range(11)
+"""`State.counts`: requests waiting, running, scheduled in this step; requests that reached the engine, were sent, have
+ended; tokens left in this step, and the most that one request may have; steps decided on; lines of the log."""
 NOW, DECIDED, FRONT_FREE, QUEUE_FRONT, CLOCKS = range(5)
 """`State.clock`: now, when this step was decided on, when the front end is free [s], the key before all who wait."""
 
 
 class State(NamedTuple):
-    """Everything that changes; N requests, P prefix blocks."""
+    """Everything that changes; N requests."""
 
     computed: IntArray
     """Tokens with keys and values in the cache [N]."""
@@ -37,27 +49,18 @@ class State(NamedTuple):
     """In the order of admission."""
     chunk: IntArray
     """Tokens of each running request in this step."""
-    readers: IntArray
-    """Requests that read a prefix block [P + 1]."""
-    stored: BoolArray
-    links: IntArray
-    """Prefix blocks that nobody reads, least recently used first [P + 1, 2]."""
-    unit_blocks: int
-    """KV blocks of one prefix block."""
+    cache: Cache
     counts: IntArray
     clock: FloatArray
 
 
-@njit(cache=True)
+@allocating
 def new_state(
     stream: RequestStream, limits: SchedulerLimits, pool: BlockPool, times: StepTimes, out: Outcome
 ) -> State:
     """Before the first step; in an open loop everything is sent, in a closed one what the users begin with."""
     count = stream.prompt_tokens.size
-    prefixes = stream.prefix_start[count]
     slots = min(limits.max_num_seqs, count)
-    links = np.empty((prefixes + 1, 2), np.int64)
-    links[prefixes] = prefixes
     state = State(
         np.zeros(count, np.int64),
         np.zeros(count, np.int64),
@@ -69,14 +72,10 @@ def new_state(
         np.empty(count, np.int64),
         np.empty(slots, np.int64),
         np.empty(slots, np.int64),
-        np.zeros(prefixes + 1, np.int64),
-        np.zeros(prefixes + 1, np.bool_),
-        links,
-        shared_blocks(pool, stream.prefix_block_tokens),
+        new_cache(stream, limits, pool),
         np.zeros(COUNTS, np.int64),
         np.zeros(CLOCKS),
     )
-    state.counts[FREE] = pool.blocks
     for r in range(count):
         state.keys[r, 0] = stream.priority[r] if limits.priority_policy else 0.0
         state.keys[r, 1] = r
@@ -97,69 +96,82 @@ def send(stream: RequestStream, times: StepTimes, state: State, out: Outcome, se
     state.counts[KNOWN] += 1
 
 
-@compiled
-def available_blocks(state: State) -> int:
-    """Blocks that can be taken: free ones, and prefixes that nobody reads."""
-    return state.counts[FREE] + state.counts[IDLE_PREFIXES] * state.unit_blocks
-
-
-@compiled
+@inlined
 def take_blocks(state: State, r: int, blocks: int) -> None:
-    """Gives a request blocks, evicting the prefixes read longest ago; there are enough."""
-    end = state.links.shape[0] - 1
-    while blocks > state.counts[FREE]:
-        p = state.links[end, 1]
-        unlink(state.links, p)
-        state.stored[p] = False
-        state.counts[IDLE_PREFIXES] -= 1
-        state.counts[FREE] += state.unit_blocks
-    state.counts[FREE] -= blocks
+    """Gives a request blocks; there are enough. Fewer than none takes full ones from it."""
+    if blocks < 0:
+        give_back(state.cache, -blocks)
+    else:
+        if blocks > state.cache.tallies[FREE]:
+            make_room(state.cache, blocks)
+        state.cache.tallies[FREE] -= blocks
     state.held[r] += blocks
 
 
 @compiled
-def read_prefix(state: State, p: int) -> None:
-    """One more request reads a stored prefix block."""
-    if state.readers[p] == 0:
-        unlink(state.links, p)
-        state.counts[IDLE_PREFIXES] -= 1
-    state.readers[p] += 1
+def release(stream: RequestStream, pool: BlockPool, state: State, r: int, tokens: int, returns: bool) -> None:
+    """Frees the blocks of a request, `tokens` long; what is full stays cached, its end to be evicted first.
 
-
-@compiled
-def release(stream: RequestStream, state: State, r: int) -> None:
-    """Frees the blocks of a request; its prefix stays cached, its end to be evicted first."""
-    state.counts[FREE] += state.held[r]
+    One that `returns` may find its own again, those behind its prefix as long as that is there.
+    """
+    cache = state.cache
+    empty = state.held[r]
+    if cache.enabled:
+        empty = min(unfilled_blocks(pool, tokens), empty)
+    cache.tallies[FREE] += empty
+    full = state.held[r] - empty
+    first = stream.prefix_start[r]
+    if (
+        returns
+        and cache.own_block_tokens > 0
+        and full > 0
+        and first + state.shares[r] == stream.prefix_start[r + 1]
+    ):
+        leave(cache, r, full)
+    elif full > 0:
+        give_back(cache, full)
     state.held[r] = 0
-    for k in range(state.shares[r] - 1, -1, -1):
-        p = stream.prefix_ids[stream.prefix_start[r] + k]
-        state.readers[p] -= 1
-        if state.readers[p] == 0:
-            append(state.links, p)
-            state.counts[IDLE_PREFIXES] += 1
+    for place in range(first + state.shares[r] - 1, first - 1, -1):
+        stop_reading(cache, place)
     state.shares[r] = 0
 
 
 @compiled
-def store_prefix(stream: RequestStream, state: State, r: int) -> None:
-    """Prefix blocks that a prompt has just filled can be read by others."""
+def read_prefix(stream: RequestStream, state: State, r: int, hits: int, own: int) -> None:
+    """A request that is admitted reads stored prefix blocks, and takes up blocks it left when it was preempted."""
+    for place in range(stream.prefix_start[r], stream.prefix_start[r] + hits):
+        read(state.cache, place, stream.prefix_ids[place])
+    state.shares[r] = hits
+    find_again(state.cache, r, own)
+    state.held[r] += own
+
+
+@compiled
+def store_prefix(stream: RequestStream, state: State, r: int, tokens: int) -> None:
+    """Prefix blocks that are filled in this step can be read by others, even in the same step
+    (vllm/v1/core/kv_cache_manager.py, allocate_slots)."""
     while stream.prefix_start[r] + state.shares[r] < stream.prefix_start[r + 1]:
+        place = stream.prefix_start[r] + state.shares[r]
         whole = (state.shares[r] + 1) * stream.prefix_block_tokens
-        if whole > state.computed[r] or whole > stream.prompt_tokens[r]:
+        if whole > min(tokens, stream.prompt_tokens[r]) or not store(
+            state.cache, place, stream.prefix_ids[place]
+        ):
             return
-        p = stream.prefix_ids[stream.prefix_start[r] + state.shares[r]]
-        if state.stored[p]:
-            # Another request computed the same meanwhile: one copy is kept.
-            state.counts[FREE] += state.unit_blocks
-            read_prefix(state, p)
-        else:
-            state.stored[p] = True
-            state.readers[p] = 1
         state.shares[r] += 1
-        state.held[r] -= state.unit_blocks
+        state.held[r] -= state.cache.unit_blocks
 
 
 @compiled
 def wait(state: State, r: int) -> None:
     """Puts a request into the waiting queue."""
     state.counts[WAITING] = push(state.heap, state.keys, state.counts[WAITING], r)
+
+
+@compiled
+def record_arrivals(state: State, out: Outcome, end_s: float) -> None:
+    """Counts those as waiting who come during a step, and who wait for the one after because of it."""
+    for r in range(state.counts[ARRIVED], state.counts[KNOWN]):
+        if state.visible_s[r] >= end_s:
+            return
+        start_s = max(state.visible_s[r], state.clock[NOW])
+        record(out, start_s, end_s - start_s, (0, 0, 1, 0, 0))

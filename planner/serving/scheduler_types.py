@@ -13,6 +13,8 @@ SERIES_BINS = 256
 SERIES_FIELDS = 5
 FIRST_BIN_S = 2.0**-10
 """Bins double in width until the run fits."""
+LOG_FIELDS = 5
+UNWRITTEN = -1
 
 
 class RequestStream(NamedTuple):
@@ -40,11 +42,15 @@ class SchedulerLimits(NamedTuple):
     max_num_batched_tokens: int
     long_prefill_token_threshold: int
     """A prompt takes at most this many tokens a step; 0: as many as there are."""
+    lone_prompt_whole: bool
+    """A request that is alone in the engine is not held to that threshold (since vLLM 0.31)."""
     users: int
     """Closed loop: requests in flight; 0: open loop."""
     priority_policy: bool
     reserve_full_prompt: bool
-    """A prompt is admitted only where all its blocks are free."""
+    """A prompt is admitted only where all its blocks are free (since vLLM 0.19)."""
+    prefix_caching: bool
+    """Full blocks keep their content until they are needed for something else."""
     async_scheduling: bool
     """A step is scheduled while the one before runs, so who comes meanwhile waits for the next."""
 
@@ -58,6 +64,8 @@ class BlockPool(NamedTuple):
     """Tokens that a windowed group still sees; 0 for all."""
     chunked: BoolArray
     """The window is a chunk that begins anew."""
+    most_blocks: IntArray
+    """Blocks that a windowed group sets aside for one prompt at most; not read elsewhere."""
     state_blocks: IntArray
     """Blocks a sequence holds whatever its length; 0 where the group grows with it."""
 
@@ -80,9 +88,14 @@ class StepTimes(NamedTuple):
     """CUDA-graph sizes: a smaller step is padded up to the next."""
     host_s: float
     host_per_sequence_s: float
+    chain_s: float
+    """Host work of a step that runs beside the GPU: no step is shorter."""
+    chain_per_sequence_s: float
     front_s: float
     """Work of the front end on a request before the engine sees it, one request after the other."""
     front_per_token_s: float
+    reply_s: float
+    """From the end of a request to its client, who sends the next one of a closed loop."""
 
 
 class Outcome(NamedTuple):
@@ -102,9 +115,12 @@ class Outcome(NamedTuple):
     [SERIES_BINS, SERIES_FIELDS]."""
     totals: FloatArray
     """Steps, busy seconds, tokens scheduled, most blocks in use, width of a time bin, end [6]."""
+    log: IntArray
+    """What was decided, as long as there is room [L, LOG_FIELDS]: the decision, how many equal steps it stands for, a
+    request, its tokens (0: it was preempted), 1 where it was admitted; `UNWRITTEN` from the end of the log on."""
 
 
-def empty_outcome(requests: int) -> Outcome:
+def empty_outcome(requests: int, log_rows: int = 0) -> Outcome:
     """Room for the outcome of so many requests; what has not happened is negative."""
     return Outcome(
         sent_s=np.zeros(requests),
@@ -116,4 +132,5 @@ def empty_outcome(requests: int) -> Outcome:
         gaps=np.zeros(GAP_BINS),
         series=np.zeros((SERIES_BINS, SERIES_FIELDS)),
         totals=np.array([0.0, 0.0, 0.0, 0.0, FIRST_BIN_S, 0.0]),
+        log=np.full((log_rows, LOG_FIELDS), UNWRITTEN, dtype=np.int64),
     )

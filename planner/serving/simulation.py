@@ -1,6 +1,6 @@
 """One replica serving a stream of requests, simulated iteration by iteration.
 
-The loop itself is compiled at first use and kept beside the program; later starts read it from there.
+The loop itself is compiled at first use and kept (scheduler_compiler.py); later starts read it from there.
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ import numpy as np
 from planner.domain.base import InputError
 from planner.domain.deployment import EngineSettings
 from planner.formulas.arrays import FloatArray
+from planner.formulas.engine_defaults import parse_version
 from planner.formulas.host_time import HostTime
 from planner.formulas.kv_cache import NULL_BLOCKS, KvLayout
 from planner.formulas.kv_layers import CacheKind
@@ -43,7 +44,9 @@ def replica(
     captured: Sequence[int],
 ) -> Replica:
     """What the simulation knows of a deployment; `captured` are its CUDA-graph sizes, ascending."""
-    return Replica(step_times(step, engine, host, captured), block_pool(kv, kv_cache_bytes), engine, host)
+    return Replica(
+        step_times(step, engine, host, captured), block_pool(kv, kv_cache_bytes, engine), engine, host
+    )
 
 
 def step_times(
@@ -51,6 +54,7 @@ def step_times(
 ) -> StepTimes:
     """The step model with the host's share, as the compiled loop reads it."""
     host_s, per_sequence_s = host.of_step(async_scheduling=engine.async_scheduling)
+    chain_s, chain_per_sequence_s = host.beside_step(async_scheduling=engine.async_scheduling)
     return StepTimes(
         grid_tokens=GRID_TOKENS,
         body_s=step.body_s,
@@ -66,19 +70,27 @@ def step_times(
         captured_tokens=np.array(captured, dtype=np.float64),
         host_s=host_s,
         host_per_sequence_s=per_sequence_s,
+        chain_s=chain_s,
+        chain_per_sequence_s=chain_per_sequence_s,
         front_s=host.front_s,
         front_per_token_s=host.front_per_token_s,
+        reply_s=0.0,
     )
 
 
-def block_pool(kv: KvLayout, kv_cache_bytes: int) -> BlockPool:
+def block_pool(kv: KvLayout, kv_cache_bytes: int, engine: EngineSettings) -> BlockPool:
     """The pool that so much memory makes, without vLLM's null block."""
     groups = kv.groups
+    in_flight_tokens = kv.batches_in_flight * engine.max_num_batched_tokens
     return BlockPool(
         blocks=max(0, kv.blocks(kv_cache_bytes) - NULL_BLOCKS),
         block_tokens=np.array([group.block_tokens for group in groups], dtype=np.int64),
         window_tokens=np.array([group.window_tokens or 0 for group in groups], dtype=np.int64),
         chunked=np.array([group.kind is CacheKind.CHUNKED for group in groups], dtype=np.bool_),
+        most_blocks=np.array(
+            [group.reserved_blocks(engine.max_model_len, in_flight_tokens) for group in groups],
+            dtype=np.int64,
+        ),
         state_blocks=np.array([group.state_blocks for group in groups], dtype=np.int64),
     )
 
@@ -86,36 +98,50 @@ def block_pool(kv: KvLayout, kv_cache_bytes: int) -> BlockPool:
 def simulate(one: Replica, stream: RequestStream, *, users: int = 0) -> Outcome:
     """Serves the stream; `users` above 0 closes the loop: that many in flight, each sent when another ends.
 
-    The reply's way to the client delays no next request: with it the runs of constant lengths fit worse.
-
     Deterministic: equal streams have equal outcomes.
 
     Raises:
-        InputError: a request needs more blocks than the whole cache has.
+        InputError: a time of arrival is not finite, or a request needs more blocks than the whole cache has.
     """
-    limits = SchedulerLimits(
-        max_num_seqs=one.engine.max_num_seqs,
-        max_num_batched_tokens=one.engine.max_num_batched_tokens,
-        long_prefill_token_threshold=0,
-        users=users,
-        priority_policy=bool(stream.priority.any()),
-        reserve_full_prompt=True,
-        async_scheduling=one.engine.async_scheduling,
-    )
-    _check_each_fits(one.pool, limits, stream)
+    if not np.isfinite(stream.sent_s).all():
+        raise InputError(
+            "requests arrive at times that are no finite numbers: give a rate that is not so low"
+        )
+    limits = _limits(one.engine, users=users, priority_policy=bool(stream.priority.any()))
+    _check_each_fits(one.pool, stream)
     # Imported here: the compiler takes a second to load, and most verbs never need it.
+    from planner.serving.scheduler_compiler import interruptible
     from planner.serving.scheduler_loop import run
 
     out = empty_outcome(stream.prompt_tokens.size)
     if stream.prompt_tokens.size:
-        run(stream, limits, one.pool, one.times, out)
+        with interruptible():
+            run(stream, limits, one.pool, one.times._replace(reply_s=reply_s(one, users)), out)
     return out
+
+
+def compiler_notes() -> list[str]:
+    """What a user should know of how the loop is compiled."""
+    from planner.serving.scheduler_compiler import FOLDER, UNKEPT
+
+    if FOLDER is not None:
+        return [
+            f"every start compiles the scheduler: {folder} cannot keep it ({why}); NUMBA_CACHE_DIR names another"
+            for folder, why in UNKEPT.items()
+        ]
+    return [
+        "every start compiles the scheduler: no folder to keep it can be written; NUMBA_CACHE_DIR names one"
+    ]
 
 
 def ttft_s(one: Replica, out: Outcome, users: float) -> FloatArray:
     """Time to the first token as clients see it [N]; `users`: requests in flight on average."""
-    reply_s = one.host.reply_s + one.host.reply_per_user_s * users
-    return np.asarray(out.first_token_s - out.sent_s + reply_s, dtype=np.float64)
+    return np.asarray(out.first_token_s - out.sent_s + reply_s(one, users), dtype=np.float64)
+
+
+def reply_s(one: Replica, users: float) -> float:
+    """From the step that makes a token to the client who reads it."""
+    return one.host.reply_s + one.host.reply_per_user_s * users
 
 
 def tpot_s(out: Outcome, stream: RequestStream) -> FloatArray:
@@ -125,7 +151,26 @@ def tpot_s(out: Outcome, stream: RequestStream) -> FloatArray:
     return np.asarray(spans / (stream.output_tokens[several] - 1), dtype=np.float64)
 
 
-def _check_each_fits(pool: BlockPool, limits: SchedulerLimits, stream: RequestStream) -> None:
+def _limits(engine: EngineSettings, *, users: int, priority_policy: bool) -> SchedulerLimits:
+    """The flags as the scheduler of their release follows them (vllm/v1/core/sched/scheduler.py, schedule).
+
+    Admission by whole prompts came with 0.19, the exemption of a lone request from the threshold with 0.31.
+    """
+    version = parse_version(engine.engine_version)
+    return SchedulerLimits(
+        max_num_seqs=engine.max_num_seqs,
+        max_num_batched_tokens=engine.max_num_batched_tokens,
+        long_prefill_token_threshold=engine.long_prefill_token_threshold,
+        lone_prompt_whole=version.since(31),
+        users=users,
+        priority_policy=priority_policy,
+        reserve_full_prompt=version.since(19),
+        prefix_caching=engine.enable_prefix_caching,
+        async_scheduling=engine.async_scheduling,
+    )
+
+
+def _check_each_fits(pool: BlockPool, stream: RequestStream) -> None:
     """Every request at its longest, alone in the cache."""
     if not stream.prompt_tokens.size:
         return
@@ -133,13 +178,15 @@ def _check_each_fits(pool: BlockPool, limits: SchedulerLimits, stream: RequestSt
     at = int(np.argmax(longest))
     total = int(longest[at])
     need = 0
-    for size, window, states in zip(
-        pool.block_tokens.tolist(), pool.window_tokens.tolist(), pool.state_blocks.tolist(), strict=True
+    for size, window, most, states in zip(
+        pool.block_tokens.tolist(),
+        pool.window_tokens.tolist(),
+        pool.most_blocks.tolist(),
+        pool.state_blocks.tolist(),
+        strict=True,
     ):
         blocks = -(-total // size)
-        if window:
-            blocks = min(blocks, -(-(window + limits.max_num_batched_tokens) // size) + 1)
-        need += states or blocks
+        need += states or (min(blocks, most) if window else blocks)
     if need > pool.blocks:
         raise InputError(
             f"request {at} of {total} tokens needs {need} KV blocks, the cache has {pool.blocks}: "

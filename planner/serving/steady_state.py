@@ -1,63 +1,52 @@
 """Closed-form steady state of one replica: a mean-field picture of continuous batching.
 
 A request stays for its own prompt, for the steps of its answer, and for the prompts of those who come meanwhile;
-what these cost follows from `planner.formulas.step`, how many pass from Little's law. All functions work on arrays
-of any common shape, one element a (layout, settings, load), so thousands of candidates cost one pass.
+what these cost follows from `planner.serving.mean_step`, how many pass from Little's law. All functions work on
+arrays of any common shape, one element a (layout, settings, load), so thousands of candidates cost one pass.
 
-Approximations, to be replaced by the scheduler simulation:
+It screens; the simulated scheduler decides. What it takes for granted:
 
-* prompts wait for the engine as in GI/G/1, requests for a slot as in GI/G/c, both in the approximation of
-  Allen-Cunneen with Sakasegawa's waiting probability, `W = P_w (ca^2 + cs^2) / 2 * S / (c (1 - rho))`,
-  `P_w = rho^(sqrt(2 (c+1)) - 1)` (Sakasegawa 1977, Ann. Inst. Stat. Math. 29), with an exponential tail;
-  a percentile of the sum is the sum of the percentiles, which errs on the long side;
-* prompts that arrive during one step share the next;
+* a request sees as many others as are in service on average (n), and c more where their variance is n + c n;
+* prompts that come during one step share the next, their number Poisson, its spread two points;
+* prompts that do not fit into a step wait as for one of as many servers as fit, requests for a slot as in GI/G/c
+  (Allen-Cunneen with Sakasegawa's waiting probability, `W = P_w (ca^2 + cs^2) / 2 * S / (c (1 - rho))`,
+  `P_w = rho^(sqrt(2 (c+1)) - 1)`, Sakasegawa 1977, Ann. Inst. Stat. Math. 29), with an exponential tail;
 * gaps more variable than Poisson's come in bursts of (ca^2 + 1) / 2 requests, whose prompts go one after another;
-* the number of neighbours a request sees over its own stay has variance `2/3 n ca^2` (M/D/infinity, averaged over
-  one service time), which with the number of prompts it meets gives the TPOT percentiles;
+  the front end, which takes one prompt at a time, evens them out;
+* percentiles follow from three cumulants (Cornish-Fisher), those of TPOT from neighbours that come and go and from
+  prompts that are met, of which each brings more by lengthening the stay;
 * recomputation after preemption is not modelled: sequences beyond the KV cache queue.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from planner.domain.plan import Latency
-from planner.formulas.arrays import FloatArray, IntArray
-from planner.formulas.step import StepTable, decode_step_s, mixed_step_s
+from planner.formulas.arrays import FloatArray
+from planner.formulas.step import StepTable
+from planner.serving.flow import Crowd, Flow, flow_of
+from planner.serving.mean_step import Load, MeanStep, mean_step, padded, padded_on_average
+from planner.serving.waiting import (
+    FEW,
+    MAX_UTILIZATION,
+    Spread,
+    Wait,
+    few_quantile,
+    normal_quantile,
+    queue_wait,
+)
 
 Z_SCORES = {0.5: 0.0, 0.95: 1.6449, 0.99: 2.3263}
 QUANTILES = (0.5, 0.95, 0.99)
-MAX_UTILIZATION = 0.995
+MOST_STRETCHED = 0.9
+SETTLING = 1.36
+"""Stays in which a deviation of n dies out, so chosen that equal stays leave 2/3 of its variance."""
+HALVINGS = 22
+"""Of the logarithm of the running requests: they are found within 1e-5 of themselves."""
 FULLEST = 0.95
 """Mean running requests stay below this share of what fits."""
-
-
-class Load(NamedTuple):
-    """What each element of a pass is asked to serve, and with what; arrays of one shape (or broadcastable)."""
-
-    layout: IntArray
-    """Row of the step table."""
-    input_tokens: FloatArray
-    """Prompt tokens computed (prefix-cache hits excluded)."""
-    cached_tokens: FloatArray
-    """Prompt tokens found in the prefix cache."""
-    output_tokens: FloatArray
-    length_low_ratio: FloatArray
-    """Lengths are uniform in [r L, L] over the means given here."""
-    batched_tokens: FloatArray
-    """`max_num_batched_tokens`."""
-    slots: FloatArray
-    """`max_num_seqs`."""
-    kv_requests: FloatArray
-    """Requests of mean length the KV cache holds."""
-    arrival_cv: FloatArray
-    async_scheduling: FloatArray
-    """1 where one step is already queued behind the running one, else 0."""
-
-    @property
-    def running_limit(self) -> FloatArray:
-        """Requests that can run at once."""
-        return np.minimum(self.slots, self.kv_requests)
 
 
 class Latencies(NamedTuple):
@@ -94,102 +83,34 @@ class ServingState(NamedTuple):
         )
 
 
-class _Flow(NamedTuple):
-    """What passes through one pipeline batch while `n` requests are in service."""
-
-    requests_per_s: FloatArray
-    prompt_s: FloatArray
-    """What one prompt adds to the steps of those who decode."""
-    packed_prompt_s: FloatArray
-    """The engine's time for one prompt where prompts fill every step."""
-    own_s: FloatArray
-    """The steps a request's own prompt takes."""
-    decode_s: FloatArray
-    """A step without prompts."""
-    tpot_s: FloatArray
-    tpot_noise_s: FloatArray
-    stay_s: FloatArray
-    decode_time_ratio: FloatArray
-    """Share of time in which the engine decodes and nothing else."""
-
-
-def _flow(table: StepTable, load: Load, running: FloatArray, others: FloatArray, mates: FloatArray) -> _Flow:
-    """What passes through while `running` requests are in service, [any shape] like the load.
-
-    A request stays for its own prompt w, for O - 1 steps d, and for the prompts e of the others who come meanwhile:
-
-        stay = w + (O - 1) d + (others - mates) e,    rate = n / stay,
-
-    with `others` the requests that come during a stay (n in an open loop, n - 1 in a closed one) and `mates` those
-    whose prompts share the steps of its own. Decoding never waits longer than a full step, and prompts never come
-    faster than full steps take them.
-    """
-    n = np.maximum(running / table.pp[load.layout], 1e-9)
-    gaps = load.output_tokens - 1.0
-    most_decoding = load.batched_tokens * gaps / (load.input_tokens + gaps)
-    room = np.maximum(load.batched_tokens - np.minimum(n, most_decoding), 1.0)
-    prefill_steps = np.maximum(1.0, load.input_tokens / room)
-    chunk = np.minimum(load.input_tokens, room)
-    own_chunk = np.minimum(room, chunk + mates * load.input_tokens)
-    context = load.cached_tokens + load.input_tokens + load.output_tokens / 2.0
-    decoding = np.minimum(n, most_decoding)
-    for _ in range(2):
-        decode_s = decode_step_s(table, load.layout, np.maximum(decoding, 1.0), context)
-        prompt_s = prefill_steps * (mixed_step_s(table, load, decoding, context, chunk) - decode_s)
-        prompt_s = np.maximum(prompt_s, 0.0)
-        full_step_s = mixed_step_s(table, load, decoding, context, room)
-        own_s = prefill_steps * mixed_step_s(table, load, decoding, context, own_chunk)
-        packed_prompt_s = full_step_s * load.input_tokens / room
-        seen = np.maximum(others - mates, 0.0)
-        answer_s = np.minimum(gaps * decode_s + seen * prompt_s, gaps * full_step_s)
-        rate = np.minimum(n / (own_s + answer_s), 1.0 / packed_prompt_s)
-        decoding = np.minimum(rate * answer_s, most_decoding)
-    answers = np.where(gaps > 0.0, gaps, 1.0)
-    return _Flow(
-        requests_per_s=rate,
-        prompt_s=prompt_s,
-        packed_prompt_s=packed_prompt_s,
-        own_s=own_s,
-        decode_s=decode_s,
-        tpot_s=np.where(gaps > 0, answer_s / answers, 0.0),
-        tpot_noise_s=np.where(gaps > 0, prompt_s * np.sqrt(rate * answer_s) / answers, 0.0),
-        stay_s=own_s + answer_s,
-        decode_time_ratio=np.clip(np.minimum(rate * gaps * decode_s, 1.0 - rate * prompt_s), 0.0, 1.0),
-    )
-
-
-def _prompt_time_ratio(flow: _Flow) -> FloatArray:
+def _prompt_time_ratio(flow: Flow) -> FloatArray:
     """Share of the engine's busy time that prompts take."""
     prompts = flow.requests_per_s * flow.prompt_s
     return np.asarray(prompts / np.maximum(prompts + flow.decode_time_ratio, 1e-12), dtype=np.float64)
 
 
-class _Wait(NamedTuple):
-    """A waiting time with an atom at zero and an exponential tail."""
-
-    probability: FloatArray
-    mean_s: FloatArray
-
-    def quantile_s(self, quantile: float) -> FloatArray:
-        """The waiting time not exceeded with probability `quantile`."""
-        scale = self.mean_s / np.maximum(self.probability, 1e-12)
-        return np.asarray(
-            scale * np.log(np.maximum(self.probability / (1.0 - quantile), 1.0)), dtype=np.float64
-        )
+def _front_wait(load: Load, requests_per_s: FloatArray, variability: FloatArray) -> Wait:
+    """Waiting for the front end, which passes one request after the other."""
+    return queue_wait(requests_per_s * load.front_s, np.ones_like(requests_per_s), load.front_s, variability)
 
 
-def _queue_wait(
-    utilization: FloatArray, servers: FloatArray, service_s: FloatArray, variability: FloatArray
-) -> _Wait:
-    """GI/G/c waiting time; `variability` is (ca^2 + cs^2) / 2. Source: module docstring."""
-    rho = np.clip(utilization, 0.0, MAX_UTILIZATION)
-    probability = rho ** (np.sqrt(2.0 * (servers + 1.0)) - 1.0)
-    return _Wait(probability, probability * variability * service_s / (servers * (1.0 - rho)))
+def _behind_front(load: Load, rate: FloatArray) -> FloatArray:
+    """Squared variability of arrivals once they have passed the front end, which spaces them (Marshall 1968)."""
+    utilization = np.minimum(rate * load.front_s, 1.0)
+    return np.asarray(load.arrival_cv**2 * (1.0 - utilization**2), dtype=np.float64)
 
 
-def _length_cv_squared(low_ratio: FloatArray) -> FloatArray:
-    """Squared coefficient of variation of a uniform length in [r L, L]."""
-    return ((1.0 - low_ratio) / (1.0 + low_ratio)) ** 2 / 3.0
+def _open_crowd(load: Load, running: FloatArray) -> Crowd:
+    """Whom a request meets where `running` are in service on average: as many, and more where arrivals are bursty.
+
+    A number whose variance is c times its mean n is seen from within as n + c (one of them the observer).
+    """
+    return Crowd(running, running + (load.arrival_cv**2 - 1.0) * running / (running + 1.0))
+
+
+def _dealt(load: Load, pipeline: FloatArray) -> Load:
+    """The load as one batch of a pipeline gets it: every so-manieth request, which evens out the gaps."""
+    return load._replace(arrival_cv=load.arrival_cv / np.sqrt(pipeline))
 
 
 def open_loop(table: StepTable, load: Load, running: FloatArray) -> ServingState:
@@ -199,56 +120,141 @@ def open_loop(table: StepTable, load: Load, running: FloatArray) -> ServingState
     is turned into `running` by bisection (`running_at_rate`).
     """
     pipeline = table.pp[load.layout]
-    alone = np.zeros_like(running)
-    now = _flow(table, load, running, running / pipeline, alone)
-    arrivals_squared = load.arrival_cv**2
-    busy = np.minimum(running / pipeline, 1.0)
-    prompt_load = now.requests_per_s * now.packed_prompt_s
-    queued = _queue_wait(prompt_load, np.ones_like(running), now.packed_prompt_s, arrivals_squared / 2.0)
-    burst = np.maximum((arrivals_squared + 1.0) / 2.0, 1.0)
-    behind_burst = _Wait(1.0 - 1.0 / burst, (burst - 1.0) * now.packed_prompt_s)
-    for_slot = _queue_wait(
-        running / load.running_limit,
+    load = _dealt(load, pipeline)
+    steps = mean_step(table, load)
+    crowd = running / pipeline
+    now = flow_of(load, steps, _open_crowd(load, crowd))
+    ttft = _open_ttft(load, now, running, pipeline)
+    tpot = _open_tpot(load, steps, now, crowd, load.running_limit / pipeline)
+    return _state(load, now, running=running, pipeline=pipeline, ttft=ttft, tpot=tpot)
+
+
+def _open_ttft(load: Load, now: Flow, running: FloatArray, pipeline: FloatArray) -> Latencies:
+    """Who comes waits for the step that runs, with asynchronous scheduling for the next as well, and shares its own
+    with those who come meanwhile; then there are the front end, full steps, bursts and slots to wait for.
+    """
+    rate = now.requests_per_s
+    arrivals_squared = _behind_front(load, rate)
+    served = rate * now.stay_s
+    queued = queue_wait(
+        rate * now.packed_prompt_s,
+        np.maximum(now.prompts_a_step, 1.0),
+        np.maximum(now.packed_prompt_s, now.full_step_s),
+        arrivals_squared / 2.0,
+    )
+    filled = np.clip(rate * now.packed_prompt_s, 0.0, MAX_UTILIZATION) ** np.maximum(now.prompts_a_step, 1.0)
+    queued = queued.thinned(np.where(load.output_tokens > 1.0, filled, 1.0))
+    burst = np.maximum((load.arrival_cv**2 + 1.0) / 2.0, 1.0)
+    behind_burst = Wait(1.0 - 1.0 / burst, (burst - 1.0) * np.maximum(now.packed_prompt_s, load.front_s))
+    for_slot = queue_wait(
+        served * pipeline / load.running_limit,
         load.running_limit,
         now.stay_s,
-        (arrivals_squared + _length_cv_squared(load.length_low_ratio)) / 2.0,
+        (arrivals_squared + load.length_cv_squared) / 2.0,
     )
-    waits = (queued, behind_burst, for_slot)
-    residual_s = (1.0 - np.minimum(prompt_load, 1.0)) * busy * now.decode_s / 2.0
-    step_s = np.maximum(now.tpot_s, now.decode_s)
-    sharing = np.minimum(
-        now.requests_per_s * step_s, np.maximum(load.batched_tokens / load.input_tokens - 1.0, 0.0)
+    waits = (queued, behind_burst, _front_wait(load, rate, load.arrival_cv**2 / 2.0))
+    waiting_s = sum((wait.mean_s for wait in waits), for_slot.mean_s)
+    users = (served + rate * waiting_s) * pipeline
+    busy = -np.expm1(-running / pipeline)
+    for wait in waits:
+        busy = np.maximum(busy, wait.probability)
+    met = _passing(load, now)
+    for wait in waits:
+        met = met.plus(Wait(wait.probability / busy, wait.mean_s / busy))
+    own = Spread(
+        np.zeros_like(met.mean_s), load.length_cv_squared * now.prompt_s**2, np.zeros_like(met.mean_s)
     )
-    fixed_s = now.own_s + sharing * now.prompt_s + load.async_scheduling * busy * now.decode_s
-    swing = load.arrival_cv * np.sqrt(2.0 / 3.0 * running)
+    outside_s = load.front_s + load.reply_s + load.reply_per_user_s * users + now.own_s
 
-    def ttft(quantile: float) -> FloatArray:
-        tails_s = sum((wait.quantile_s(quantile) for wait in waits), np.zeros_like(fixed_s))
-        return np.asarray(fixed_s + 2.0 * quantile * residual_s + tails_s, dtype=np.float64)
+    def at(quantile: float) -> FloatArray:
+        level = 1.0 - np.minimum((1.0 - quantile) / busy, 1.0)
+        found_busy_s = np.maximum((met + own).quantile_s(normal_quantile(level)), 0.0)
+        passing_s = np.maximum(own.quantile_s(Z_SCORES[quantile]), np.where(level > 0.0, found_busy_s, 0.0))
+        return np.asarray(outside_s + passing_s + for_slot.quantile_s(quantile), dtype=np.float64)
 
-    def tpot(quantile: float) -> FloatArray:
-        z = Z_SCORES[quantile]
-        if z == 0.0:
-            return now.tpot_s
-        crowded = np.minimum(running + z * swing, np.maximum(load.running_limit, running))
-        then = _flow(table, load, crowded, crowded / pipeline, alone)
-        return then.tpot_s + z * then.tpot_noise_s
+    mean_s = outside_s + busy * met.mean_s + for_slot.mean_s
+    return _ordered(mean_s, [at(quantile) for quantile in QUANTILES])
 
-    return _state(
-        load,
-        now,
-        running=running,
-        pipeline=pipeline,
-        ttft=Latencies(
-            fixed_s + residual_s + sum(wait.mean_s for wait in waits), *(ttft(q) for q in QUANTILES)
-        ),
-        tpot=Latencies(now.tpot_s, *(tpot(q) for q in QUANTILES)),
-    )
+
+def _ordered(mean_s: FloatArray, quantiles_s: Sequence[FloatArray]) -> Latencies:
+    """Percentiles that never fall; the mean may lie above one of them where a few wait long."""
+    p50_s, p95_s, p99_s = quantiles_s
+    p95_s = np.maximum(p50_s, p95_s)
+    return Latencies(mean_s, p50_s, p95_s, np.maximum(p95_s, p99_s))
+
+
+def _passing(load: Load, now: Flow) -> Spread:
+    """From reaching a busy engine to the step of one's own prompt, and what others add to that.
+
+    A step lasts S = d + e K for the K prompts that came during the one before, Poisson but for the bursts, so that a
+    long step makes the next ones long unless they are full. Who comes sees the rest R of a step that is long because
+    it is seen, E[R^j] = E[S^(j+1)] / ((j + 1) E[S]), and is joined by those who come during all of it.
+    """
+    decode_s, prompt_s = now.decode_s, now.prompt_s
+    coming = np.minimum(now.requests_per_s * now.tpot_s, now.prompts_a_step)
+    lengths_squared = load.length_cv_squared
+    growing = np.maximum(1.0 - 1.0 / np.maximum(now.prompts_a_step, 1.0), 0.0)
+    kept = np.minimum(now.requests_per_s * prompt_s, MOST_STRETCHED) * growing
+    variance = (load.arrival_cv**2 + lengths_squared) * coming * prompt_s**2 / (1.0 - kept**2)
+    third = load.arrival_cv**4 * coming * prompt_s**3 / (1.0 - kept**3)
+    one = np.maximum(decode_s + coming * prompt_s, 1e-12)
+    two = one**2 + variance
+    three = one**3 + 3.0 * one * variance + third
+    four = one**4 + 6.0 * one**2 * variance + 4.0 * one * third + 3.0 * variance**2
+    seen_s = two / one
+    rest, rest_two, rest_three = seen_s / 2.0, three / (3.0 * one), four / (4.0 * one)
+    ahead = load.async_scheduling
+    joining = np.minimum(now.requests_per_s * seen_s, np.maximum(now.prompts_a_step - 1.0, 0.0))
+    mean_s = rest + ahead * one + joining * prompt_s
+    spread = rest_two - rest**2 + ahead * variance + joining * prompt_s**2
+    skewed = rest_three - 3.0 * rest_two * rest + 2.0 * rest**3 + ahead * third + joining * prompt_s**3
+    return Spread(mean_s, spread, skewed)
+
+
+def _open_tpot(load: Load, steps: MeanStep, now: Flow, crowd: FloatArray, limit: FloatArray) -> Latencies:
+    """Time per token, and how it differs between requests for the neighbours and the prompts that each one meets.
+
+    A neighbour makes every step d' longer for as long as it stays, a prompt makes one step e longer; who comes
+    during a request's stay does both. Steps that grow longer keep neighbours longer: deviations of n grow by
+    1 / (1 - elasticity of the stay). Over its own stay a request averages them, which leaves `kept` of their variance
+    (2/3 for equal stays, M/D/infinity).
+    """
+    gaps = np.maximum(load.output_tokens - 1.0, 1.0)
+    rate, tpot_s = now.requests_per_s, now.tpot_s
+    arrivals_squared = _behind_front(load, rate)
+    crowd = np.minimum(crowd, rate * now.stay_s)
+    more = 1.0 + np.sqrt(arrivals_squared * crowd)
+    size = padded_on_average(now.decoding + more, load.captured_tokens)
+    neighbour_s = np.maximum(steps.decode_s(now.decoding + more, size) - now.decode_s, 0.0) / more
+    utilization = np.minimum(rate * now.prompt_s, MOST_STRETCHED)
+    stretch = 1.0 / (1.0 - utilization)
+    neighbour_s = neighbour_s * stretch
+    prompt_s = now.prompt_s * stretch
+    elasticity = np.minimum(crowd * gaps * neighbour_s / now.stay_s, MOST_STRETCHED)
+    turnover = SETTLING * (1.0 - elasticity)
+    kept = 2.0 * (turnover + np.expm1(-turnover)) / turnover**2
+    swing = stretch * np.sqrt(arrivals_squared * crowd * kept / (1.0 - elasticity))
+    swing = np.minimum(swing, np.maximum(limit - crowd, 0.0) / Z_SCORES[0.95])
+    bursts = (arrivals_squared + load.length_cv_squared) * gaps * load.mean_inverse_gaps
+    prompt_s, lone_s = prompt_s / gaps, now.prompt_s / gaps
+    variance = (swing * neighbour_s) ** 2 + bursts * now.met * prompt_s * (prompt_s + neighbour_s)
+    spread = Spread(tpot_s, variance, arrivals_squared * bursts * now.met * prompt_s**3)
+
+    def at(quantile: float) -> FloatArray:
+        few_s = tpot_s + (few_quantile(now.met, utilization, quantile) - now.met) * lone_s
+        few_s = few_s + Z_SCORES[quantile] * swing * neighbour_s
+        many_s = spread.quantile_s(Z_SCORES[quantile])
+        return np.asarray(
+            np.minimum(np.where(now.met < FEW, few_s, many_s), now.full_step_s), dtype=np.float64
+        )
+
+    answered = load.output_tokens > 1.0
+    return _ordered(tpot_s, [np.where(answered, at(quantile), 0.0) for quantile in QUANTILES])
 
 
 def _state(
     load: Load,
-    flow: _Flow,
+    flow: Flow,
     *,
     running: FloatArray,
     pipeline: FloatArray,
@@ -287,16 +293,26 @@ def closed_loop(
     shortest = 2.0 * load.length_low_ratio / (1.0 + load.length_low_ratio)
     spread_steps = 2.0 * (1.0 - shortest) * load.output_tokens * np.sqrt(generation)
     together = np.minimum((batch - 1.0) / (spread_steps + burst_steps), room / load.input_tokens)
-    now = _flow(table, load, running, batch - 1.0, together / 2.0)
+    steps = mean_step(table, load)
+    now = flow_of(
+        load,
+        steps,
+        Crowd(batch, batch - 1.0, together / 2.0, load.reply_s + load.reply_per_user_s * users, closed=True),
+    )
 
     queue_s = np.maximum(users - running, 0.0) / (pipeline * now.requests_per_s)
     mean_step_s = np.maximum(now.tpot_s, now.decode_s)
     accompanied = np.minimum(batch - 1.0, 1.0)
-    steady_s = now.own_s + accompanied * (1.0 + load.async_scheduling) * mean_step_s
-    context = load.cached_tokens + load.input_tokens
-    full_step_s = mixed_step_s(table, load, batch / 2.0, context, np.minimum(batch * load.input_tokens, room))
-    burst_s = burst_steps * full_step_s
-    burst_mean_s = (burst_steps + 1.0) / 2.0 * full_step_s
+    outside_s = load.front_s + load.reply_s + load.reply_per_user_s * users
+    steady_s = now.own_s + accompanied * (1.0 + load.async_scheduling) * mean_step_s + outside_s
+    wave_tokens = np.minimum(batch * load.input_tokens, room)
+    full_step_s = steps.mixed_s(
+        batch / 2.0, wave_tokens, padded(batch / 2.0 + wave_tokens, load.captured_tokens)
+    )
+    burst_s = np.maximum(burst_steps * full_step_s, batch * load.front_s) + outside_s
+    burst_mean_s = (
+        np.maximum((burst_steps + 1.0) * full_step_s, (batch + 1.0) * load.front_s) / 2.0 + outside_s
+    )
     first_wave = np.clip(running / num_requests, 0.0, 1.0)
 
     def ttft(quantile: float) -> FloatArray:
@@ -304,10 +320,15 @@ def closed_loop(
         in_burst = burst_s * (1.0 - (1.0 - quantile) / np.maximum(first_wave, 1e-12))
         return np.asarray(np.where(quantile > 1.0 - first_wave, np.maximum(steady, in_burst), steady))
 
-    def tpot(quantile: float) -> FloatArray:
-        return now.tpot_s + Z_SCORES[quantile] * now.tpot_noise_s
+    gaps = np.maximum(load.output_tokens - 1.0, 1.0)
+    noise_s = now.prompt_s * np.sqrt(now.requests_per_s * now.tpot_s / gaps)
 
-    ttft_mean = first_wave * np.maximum(burst_mean_s, now.own_s) + (1.0 - first_wave) * (steady_s + queue_s)
+    def tpot(quantile: float) -> FloatArray:
+        return now.tpot_s + Z_SCORES[quantile] * noise_s
+
+    ttft_mean = first_wave * np.maximum(burst_mean_s, now.own_s + outside_s) + (1.0 - first_wave) * (
+        steady_s + queue_s
+    )
     return _state(
         load,
         now,
@@ -320,11 +341,15 @@ def closed_loop(
 
 def running_at_rate(table: StepTable, load: Load, requests_per_s: FloatArray) -> FloatArray:
     """Mean running requests at a request rate [R, 1], by bisection on Little's law; the limit if it saturates."""
+    pipeline = table.pp[load.layout]
+    load = _dealt(load, pipeline)
+    steps = mean_step(table, load)
     low = np.full_like(requests_per_s, 1e-6)
     high = np.maximum(FULLEST * load.running_limit, 2e-6) * np.ones_like(low)
-    for _ in range(32):
+    for _ in range(HALVINGS):
         middle = np.sqrt(low * high)
-        enough = open_loop(table, load, middle).requests_per_s >= requests_per_s
+        crowd = middle / pipeline
+        enough = pipeline * flow_of(load, steps, _open_crowd(load, crowd)).requests_per_s >= requests_per_s
         high = np.where(enough, middle, high)
         low = np.where(enough, low, middle)
     return np.asarray(high, dtype=np.float64)

@@ -1,7 +1,8 @@
 """Records what vLLM says, for the tests that run without it: `make engine-record`, some five minutes.
 
-Writes tests/formulas/vllm_recorded.csv (parameters and caches of one rank, case by case) and
-tests/formulas/vllm_blocks.csv (the KV cache of started engines). Cases that vLLM refuses are named and left out.
+Writes tests/formulas/vllm_recorded.csv (parameters and caches of one rank, case by case),
+tests/formulas/vllm_blocks.csv (the KV cache of started engines) and tests/serving/recorded_schedules.json (what its
+scheduler decides). Cases that vLLM refuses are named and left out.
 """
 
 import csv
@@ -11,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from planner.formulas.gemms import check_parallelism
+from tests.engine import schedules
 from tests.engine.engines import BLOCKS_CSV, engines, start
 from tests.engine.live import RECORDED_CSV, SMALL, UNQUANTISED, Case, ask, small_configs, text_model
 
@@ -131,9 +133,10 @@ def write_blocks(names: Iterable[str]) -> None:
 
 
 def main() -> None:
-    """Writes both tables."""
+    """Writes all of them."""
     write_weights()
     write_blocks(engines())
+    schedules.write(schedules.live(schedules.scenarios()))
 
 
 if __name__ == "__main__":

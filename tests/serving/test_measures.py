@@ -19,7 +19,7 @@ ENGINE = EngineSettings(
 )
 HOST = NO_HOST_TIME.model_copy(update={"reply_s": 0.5})
 NO_TIMES = StepTimes(
-    *(np.zeros(0),) * 3, 0.0, 0.0, *(np.zeros(0),) * 2, 0.0, 0.0, *(np.zeros(0),) * 3, *(0.0,) * 4
+    *(np.zeros(0),) * 3, 0.0, 0.0, *(np.zeros(0),) * 2, 0.0, 0.0, *(np.zeros(0),) * 3, *(0.0,) * 7
 )
 
 
@@ -29,6 +29,7 @@ def an_engine(blocks: int = 10) -> Replica:
         block_tokens=np.array([16]),
         window_tokens=np.array([0]),
         chunked=np.array([False]),
+        most_blocks=np.array([0]),
         state_blocks=np.array([0]),
     )
     return Replica(NO_TIMES, pool, ENGINE, NO_HOST_TIME)

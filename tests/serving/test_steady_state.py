@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planner.formulas.step import GRID_TOKENS, SCOPES, UNLIMITED_TOKENS, StepTable
-from planner.serving.steady_state import Load, closed_loop, open_loop, running_at_rate
-from planner.serving.steady_state import _queue_wait as queue_wait
+from planner.serving.mean_step import Load, mean_step, padded, padded_on_average
+from planner.serving.steady_state import closed_loop, open_loop, running_at_rate
+from planner.serving.waiting import few_quantile, normal_quantile, queue_wait
 
 FIXED_S = 0.010
 PER_TOKEN_S = 1e-5
@@ -45,6 +46,14 @@ def load(**changes: float) -> Load:
         "kv_requests": 1000.0,
         "arrival_cv": 1.0,
         "async_scheduling": 0.0,
+        "captured_tokens": 0.0,
+        "host_s": 0.0,
+        "host_per_sequence_s": 0.0,
+        "chain_s": 0.0,
+        "chain_per_sequence_s": 0.0,
+        "front_s": 0.0,
+        "reply_s": 0.0,
+        "reply_per_user_s": 0.0,
     } | changes
     return Load(
         layout=np.array([0]),
@@ -148,8 +157,9 @@ def test_bursts_make_prompts_queue() -> None:
 def test_two_stages_carry_twice_as_many_sequences_in_the_same_time() -> None:
     one = open_loop(table(), load(), np.array([16.0]))
     two = open_loop(table(pp=2), load(), np.array([32.0]))
-    assert two.requests_per_s[0] == pytest.approx(2.0 * one.requests_per_s[0])
-    assert two.tpot.mean_s[0] == pytest.approx(one.tpot.mean_s[0])
+    # Arrivals dealt in turn come more evenly, so each meets a little fewer others.
+    assert two.requests_per_s[0] == pytest.approx(2.0 * one.requests_per_s[0], rel=0.01)
+    assert two.tpot.mean_s[0] == pytest.approx(one.tpot.mean_s[0], rel=0.01)
 
 
 @given(
@@ -165,15 +175,16 @@ def test_more_load_never_helps(
     settings = load(input_tokens=prompt, output_tokens=answer, batched_tokens=budget, arrival_cv=cv)
     less = open_loop(table(), settings, np.array([running]))
     more = open_loop(table(), settings, np.array([running * 1.1]))
-    slack = 1.0 - 1e-6
+    slack = 0.99  # what three rounds of a fixed point leave
     assert more.requests_per_s[0] >= less.requests_per_s[0] * slack
     assert more.tpot.mean_s[0] >= less.tpot.mean_s[0] * slack
     for state in (less, more):
         assert np.isfinite(state.ttft.p99_s).all()
         assert state.ttft.p50_s[0] <= state.ttft.p95_s[0] <= state.ttft.p99_s[0]
-        assert state.tpot.mean_s[0] <= state.tpot.p95_s[0] * (1 + 1e-9)
+        assert state.tpot.p50_s[0] <= state.tpot.p95_s[0] <= state.tpot.p99_s[0]
+        assert state.tpot.mean_s[0] <= state.tpot.p99_s[0] * 1.1
         assert 0.0 <= state.prompt_time_ratio[0] <= 1.0
-        assert state.tpot.mean_s[0] >= FIXED_S * slack or answer == 1
+        assert state.tpot.mean_s[0] >= FIXED_S * (1.0 - 1e-6) or answer == 1
 
 
 def test_answers_of_equal_length_keep_users_in_step() -> None:
@@ -186,3 +197,57 @@ def test_answers_of_equal_length_keep_users_in_step() -> None:
     assert together.ttft.mean_s[0] == pytest.approx(shared_s + step_s, rel=0.02)
     assert strewn.ttft.mean_s[0] < shared_s
     assert together.requests_per_s[0] == pytest.approx(strewn.requests_per_s[0], rel=0.05)
+
+
+def test_host_and_front_end_are_counted_where_they_fall() -> None:
+    """A lone user: 1 ms a step and 0.5 ms a sequence in each; 20 ms before the engine, 3 ms and 2 ms a user after."""
+    host = {
+        "host_s": 1e-3,
+        "host_per_sequence_s": 5e-4,
+        "front_s": 0.02,
+        "reply_s": 3e-3,
+        "reply_per_user_s": 2e-3,
+    }
+    bare, hosted = (
+        closed_loop(table(), load(**given), np.array([1.0]), np.array([1e9])) for given in ({}, host)
+    )
+    assert hosted.tpot.mean_s[0] - bare.tpot.mean_s[0] == pytest.approx(1.5e-3)
+    assert hosted.ttft.mean_s[0] - bare.ttft.mean_s[0] == pytest.approx(1.5e-3 + 0.02 + 5e-3)
+
+
+def test_the_front_end_bounds_the_rate() -> None:
+    """50 ms of it for each request: 20 a second at most, however many the engine could serve."""
+    fullest = open_loop(table(), load(front_s=0.05, output_tokens=2.0), np.array([200.0]))
+    assert fullest.requests_per_s[0] == pytest.approx(20.0)
+
+
+def test_small_steps_run_at_captured_sizes() -> None:
+    """Five sequences run as eight; where what comes and goes is five on average, the mean over Poisson many."""
+    captured = np.array([512.0])
+    assert padded(np.array([5.0]), captured)[0] == 8.0
+    assert padded(np.array([5.0]), np.array([0.0]))[0] == 5.0
+    sizes = padded(1.0 + np.random.default_rng(1).poisson(4.0, 200_000).astype(float), captured)
+    assert padded_on_average(np.array([5.0]), captured)[0] == pytest.approx(sizes.mean(), rel=0.01)
+    steps = mean_step(table(), load(captured_tokens=512.0))
+    nine = steps.decode_s(np.array([9.0]), padded(np.array([9.0]), captured))
+    assert nine[0] == pytest.approx(FIXED_S + 16 * PER_TOKEN_S)
+
+
+@pytest.mark.parametrize("mean", [0.02, 0.3, 1.5])
+def test_few_prompts_are_counted(mean: float) -> None:
+    """Without feedback Poisson; with it, as many as the branching process has that it comes from."""
+    random = np.random.default_rng(2)
+    plain = np.quantile(random.poisson(mean, 400_000), 0.95)
+    assert few_quantile(np.array([mean]), np.array([0.0]), 0.95)[0] == plain
+    generation = random.poisson(mean * 0.6, 400_000)
+    total = generation.copy()
+    while generation.any():
+        generation = random.poisson(0.4 * generation)
+        total += generation
+    assert few_quantile(np.array([mean]), np.array([0.4]), 0.95)[0] == np.quantile(total, 0.95)
+
+
+def test_the_normal_quantile_is_near() -> None:
+    known = {0.5: 0.0, 0.8413447: 1.0, 0.95: 1.6448536, 0.99: 2.3263479, 0.05: -1.6448536}
+    found = normal_quantile(np.array(list(known)))
+    assert found == pytest.approx(list(known.values()), abs=5e-4)
