@@ -11,10 +11,17 @@ from statistics import median
 from planner.catalog.nearest import fold
 from planner.catalog.paths import data_dir
 from planner.catalog.read import Catalog, read_catalog
-from planner.domain.base import Frozen
+from planner.catalog.releases import RELEASES_FILE
+from planner.domain.base import Frozen, InputError
 from planner.domain.dtypes import ComputeDtype
 from planner.domain.hardware import Gpu, Instance, Interconnect, Price, Purchase
 from planner.domain.units import bytes_to_gib
+from planner.formulas.engine_defaults import (
+    NEWEST_TESTED_VERSION,
+    OLDEST_VERSION,
+    EngineVersion,
+    parse_version,
+)
 
 STALE_DAYS = 90
 LINEAR_TOLERANCE = 0.15
@@ -76,6 +83,7 @@ class CatalogReport(Frozen):
     prices: int
     trusted_prices: int
     presets: int
+    releases: int
     providers: tuple[str, ...]
     oldest_price: str
     newest_price: str
@@ -107,6 +115,7 @@ def check_catalog(folder: Path | None = None, *, today: date | None = None) -> C
         prices=len(catalog.prices),
         trusted_prices=len(dates),
         presets=len(catalog.presets),
+        releases=len(catalog.releases),
         providers=tuple(dict.fromkeys(shape.provider for shape in catalog.instances)),
         oldest_price=dates[0] if dates else "",
         newest_price=dates[-1] if dates else "",
@@ -262,6 +271,36 @@ def _prices_are_plausible(catalog: Catalog) -> Iterator[Problem]:
             yield Problem(table="prices.csv", row=_price_name(price), message="has no region identifier")
 
 
+def _releases_follow_one_another(catalog: Catalog) -> Iterator[Problem]:
+    known = []
+    for release in catalog.releases:
+        try:
+            known.append((parse_version(release.version), release))
+        except InputError as error:
+            yield Problem(table=RELEASES_FILE, row=release.version, message=str(error))
+            continue
+        if str(known[-1][0]) != release.version:
+            message = f"is written {known[-1][0]} elsewhere"
+            yield Problem(table=RELEASES_FILE, row=release.version, message=message)
+    for (older, before), (newer, release) in pairwise(known):
+        if newer <= older:
+            yield Problem(table=RELEASES_FILE, row=release.version, message=f"stands after {before.version}")
+        if release.released < before.released:
+            message = f"came out before {before.version}"
+            yield Problem(table=RELEASES_FILE, row=release.version, message=message)
+    listed = {version for version, _ in known}
+    for version in _modelled_releases():
+        if version not in listed:
+            yield Problem(table=RELEASES_FILE, row=str(version), message="is not listed")
+
+
+def _modelled_releases() -> list[EngineVersion]:
+    """The first of every minor release that the engine's rules know, and the newest tested."""
+    newest = parse_version(NEWEST_TESTED_VERSION)
+    firsts = (EngineVersion(0, minor, 0) for minor in range(OLDEST_VERSION.minor, newest.minor + 1))
+    return [*firsts, *([newest] if newest.patch else [])]
+
+
 def _shape_name(shape: Instance) -> str:
     return f"{shape.provider} {shape.instance_type}"
 
@@ -281,4 +320,5 @@ CHECKS: tuple[Callable[[Catalog], Iterator[Problem]], ...] = (
     _commitment_is_cheaper,
     _prices_are_linear_in_gpus,
     _prices_are_plausible,
+    _releases_follow_one_another,
 )

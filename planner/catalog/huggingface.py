@@ -6,7 +6,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 from planner.domain.base import InputError
 
@@ -77,6 +76,9 @@ def _download(model_id: str, filename: str) -> Path:
 @lru_cache(maxsize=4)
 def _is_reachable(endpoint: str) -> bool:
     """True where the hub, or a proxy that may lead to it, can be tried."""
+    # Imported here: it brings TLS along, which an answer from bundled files never needs.
+    from urllib.request import getproxies
+
     address = urlsplit(endpoint)
     if getproxies().get(address.scheme):
         return True

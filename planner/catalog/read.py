@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from pydantic import ValidationError
 
+from planner.catalog.releases import RELEASES_FILE, Release, read_releases
 from planner.catalog.table import Columns, Row, read_rows
 from planner.domain.base import InputError
 from planner.domain.dtypes import ComputeDtype
@@ -52,6 +53,7 @@ class Catalog(NamedTuple):
     instances: tuple[Instance, ...]
     prices: tuple[Price, ...]
     presets: tuple[Preset, ...]
+    releases: tuple[Release, ...]
 
 
 def read_catalog(folder: Path) -> Catalog:
@@ -61,6 +63,7 @@ def read_catalog(folder: Path) -> Catalog:
         instances=read_instances(folder / "instances.csv"),
         prices=read_prices(folder / "prices.csv"),
         presets=read_presets(folder / "presets"),
+        releases=read_releases(folder / RELEASES_FILE),
     )
 
 

@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
-from planner.assemble.fit_serving import MeasuredRun
+from planner.assemble.served import MeasuredRun
 from planner.cli.error_table import measured
 from planner.cli.runs import open_runs
 from planner.domain.units import ms_to_seconds
 
 BATCH_COLUMN = "max_num_batched_tokens"
+SHORTEST_ANSWER = 2
+"""Tokens; an answer of one has no time per token after the first."""
 
 
 def measured_serving_runs(path: Path) -> tuple[list[MeasuredRun], int]:
@@ -24,7 +26,11 @@ def measured_serving_runs(path: Path) -> tuple[list[MeasuredRun], int]:
             times = measured(table.columns, run)
             cases = () if run.asks is None or run.asks.turned_away else run.asks.cases
             ttft_ms, tpot_ms = times.get("ttft_ms_mean"), times.get("tpot_ms_mean")
-            if len(cases) != 1 or cases[0].workload is None or ttft_ms is None or tpot_ms is None:
+            workload = cases[0].workload if len(cases) == 1 else None
+            if workload is None or ttft_ms is None or tpot_ms is None:
+                others += 1
+                continue
+            if workload.output_tokens < SHORTEST_ANSWER:
                 others += 1
                 continue
             says_batch = batch_at >= 0 and bool(run.cells[batch_at].strip())

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -11,10 +12,11 @@ from planner.assemble.deployment import Engine, engine_settings, gpu_named, para
 from planner.assemble.question import first_problem, kv_dtype_named, weight_dtype_named
 from planner.catalog.models import load_model
 from planner.catalog.nearest import shown, unknown
+from planner.catalog.releases import newest_on
 from planner.domain.base import InputError
 from planner.domain.hardware import Gpu
 from planner.domain.model import Model
-from planner.domain.workload import Workload
+from planner.domain.workload import REQUESTS_PER_S, Workload
 from planner.planning.predict import Case
 
 REQUIRED_COLUMNS = ("model", "gpu")
@@ -29,6 +31,13 @@ WORKLOAD_COLUMNS = (
 )
 VERSION_AT = DEPLOYMENT_COLUMNS.index("engine_version")
 """Other engines count their releases otherwise."""
+BATCH_AT = DEPLOYMENT_COLUMNS.index("max_num_batched_tokens")
+LIMITS_AT = [
+    DEPLOYMENT_COLUMNS.index(name) for name in ("max_num_batched_tokens", "max_num_seqs", "max_model_len")
+]
+UNRECORDED_TOKENS = 2048
+"""vLLM's default for engines that are not started by `vllm serve`. Of the two defaults it is the one that the 30
+training runs of which no limit is recorded can have had: docs/accuracy.md."""
 KNOWN_COLUMNS = (*DEPLOYMENT_COLUMNS, "engine", *WORKLOAD_COLUMNS)
 ENGINES = ("", "vllm")
 SIMILAR_ENGINES = ("sglang", "tensorrt-llm", "tensorrt_llm", "trtllm", "lmdeploy", "tgi")
@@ -48,6 +57,8 @@ class RunCases(NamedTuple):
     """The row does not say `max_model_len`; if the model's own is too long for the cache, a shorter one may serve."""
     note: str = ""
     """What a reader of the answer must know."""
+    budget_known: bool = True
+    """False: a run was measured, and its row does not say `max_num_batched_tokens`."""
 
 
 class CaseReader:
@@ -59,6 +70,9 @@ class CaseReader:
         self._workload_at = [position.get(name, -1) for name in WORKLOAD_COLUMNS]
         self._engine_at = position.get("engine", -1)
         self._length_at = position.get("max_model_len", -1)
+        self._measured_on_at = position.get("measured_on", -1)
+        self._record_at = [position.get(name, -1) for name in ("source", "measured_on")]
+        self._load_at = [position.get(name, -1) for name in ("concurrency", "request_rate_per_s")]
         self._model = lru_cache(maxsize=REMEMBERED)(_model)
         self._gpu = lru_cache(maxsize=REMEMBERED)(_gpu)
         self._deployment = lru_cache(maxsize=REMEMBERED)(self._read_deployment)
@@ -72,13 +86,20 @@ class CaseReader:
         texts = _texts(cells, self._deployment_at)
         if engine in SIMILAR_ENGINES:
             texts = (*texts[:VERSION_AT], "", *texts[VERSION_AT + 1 :])
+        release = "" if texts[VERSION_AT] or engine in SIMILAR_ENGINES else self._release_then(cells)
+        if release:
+            texts = (*texts[:VERSION_AT], release, *texts[VERSION_AT + 1 :])
+        budget_known = bool(texts[BATCH_AT]) or not self._is_record(cells)
+        unrecorded = not budget_known and not any(texts[at] for at in LIMITS_AT)
+        if unrecorded:
+            texts = (*texts[:BATCH_AT], str(UNRECORDED_TOKENS), *texts[BATCH_AT + 1 :])
         deployment = self._deployment(texts)
         workloads = self._workloads(_texts(cells, self._workload_at))
         if isinstance(deployment, str):
             return deployment
         if isinstance(workloads, str):
             return workloads
-        note = "; ".join(_notes(engine, deployment))
+        note = "; ".join(_notes(engine, deployment, release, unrecorded=unrecorded))
         turned_away = _turned_away(deployment, workloads)
         if turned_away or not workloads:
             return RunCases((deployment,), turned_away, note=note)
@@ -86,7 +107,19 @@ class CaseReader:
             tuple(deployment._replace(workload=workload) for workload in workloads),
             own_length=self._length_at < 0 or not cells[self._length_at].strip(),
             note=note,
+            budget_known=budget_known,
         )
+
+    def _release_then(self, cells: Sequence[str]) -> str:
+        """The newest release when a run was measured; empty where its row does not say a day."""
+        try:
+            return newest_on(date.fromisoformat(_texts(cells, [self._measured_on_at])[0]))
+        except ValueError:
+            return ""
+
+    def _is_record(self, cells: Sequence[str]) -> bool:
+        """A row of a run that was measured somewhere under a load."""
+        return any(_texts(cells, self._record_at)) and any(_texts(cells, self._load_at))
 
     def _read_deployment(self, texts: tuple[str, ...]) -> Case | str:
         cells = Cells(dict(zip(DEPLOYMENT_COLUMNS, texts, strict=True)))
@@ -131,8 +164,15 @@ class CaseReader:
         )
 
 
-def _notes(engine: str, deployment: Case) -> Iterator[str]:
-    """What a reader of a row's answer must know."""
+def _notes(engine: str, deployment: Case, release: str, *, unrecorded: bool) -> Iterator[str]:
+    """What a reader of a row's answer must know; `release`: the one that was newest when the row was measured."""
+    if unrecorded:
+        yield (
+            f"no limit of the scheduler is recorded: {UNRECORDED_TOKENS} tokens a step are assumed, as measured runs "
+            "without them look; give max_num_batched_tokens"
+        )
+    if release:
+        yield f"engine_version is taken to be {release}, the newest on the day of measured_on"
     if engine not in ENGINES:
         yield f"{engine} is predicted as if it were vLLM"
     own, asked = deployment.model.max_position, deployment.engine.max_model_len
@@ -146,7 +186,18 @@ def _turned_away(deployment: Case, workloads: Sequence[Workload]) -> str:
     prompt_tokens = max((workload.input_tokens for workload in workloads), default=0.0)
     if prompt_tokens >= longest:
         return f"prompts of {prompt_tokens:g} tokens leave no room for an answer in max_model_len {longest}"
+    shortest = max(map(_shortest_tokens, workloads), default=0)
+    if shortest > longest:
+        return f"every request, prompt and answer, is longer than max_model_len {longest}: {shortest} tokens or more"
     return ""
+
+
+def _shortest_tokens(workload: Workload) -> int:
+    """The shortest prompt with the shortest answer that are drawn."""
+    lengths = (workload.input_tokens, workload.output_tokens)
+    if workload.length_low_ratio == 1.0:
+        return sum(int(length) for length in lengths)
+    return sum(max(1, math.ceil(workload.length_low_ratio * length)) for length in lengths)
 
 
 def _texts(cells: Sequence[str], positions: Sequence[int]) -> tuple[str, ...]:
@@ -166,15 +217,18 @@ class Cells(NamedTuple):
         """The cell as it is."""
         return self.by_column[column]
 
-    def amount(self, column: str, *, high: float, zero_is_legal: bool = False) -> float | None:
-        """A finite number above 0 (or at least 0) and up to `high`."""
+    def amount(
+        self, column: str, *, high: float, low: float = 0.0, zero_is_legal: bool = False
+    ) -> float | None:
+        """A finite number above 0 (or at least 0, or at least `low`) and up to `high`."""
         text = self.by_column[column]
         if not text:
             return None
         value = _float(text)
-        if 0 < value <= high or (zero_is_legal and value == 0):
+        if (0 < value <= high and value >= low) or (zero_is_legal and value == 0):
             return value
-        raise self.error(column, f"a number {'from' if zero_is_legal else 'above'} 0 up to {high:g}")
+        from_low = zero_is_legal or low > 0
+        raise self.error(column, f"a number {'from' if from_low else 'above'} {low:g} up to {high:g}")
 
     def whole(self, column: str, *, high: int) -> int | None:
         """A whole number from 1 to `high`; 2.0 is 2."""
@@ -244,7 +298,8 @@ def _read_workloads(texts: tuple[str, ...]) -> tuple[Workload, ...] | str:
 def _workloads(cells: Cells) -> tuple[Workload, ...]:
     users = None if _is_infinite(cells.text("concurrency")) else cells.whole("concurrency", high=1_000_000)
     all_at_once = _is_infinite(cells.text("request_rate_per_s"))
-    rate = None if all_at_once else cells.amount("request_rate_per_s", high=1e7)
+    low, high = REQUESTS_PER_S
+    rate = None if all_at_once else cells.amount("request_rate_per_s", low=low, high=high)
     requests = cells.whole("num_requests", high=1_000_000_000)
     if users is None and rate is None and not all_at_once:
         return ()

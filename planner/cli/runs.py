@@ -158,7 +158,7 @@ def _check_header(path: Path, header: list[str]) -> None:
             near = nearest(name, header, limit=1)
             hint = f"; is it {near[0]}?" if near else ", in a comma-separated table in UTF-8"
             raise InputError(f"{path}: no column {name}{hint}")
-    for name in KNOWN_COLUMNS:
+    for name in (*KNOWN_COLUMNS, *MEASURES):
         if header.count(name) > 1:
             raise InputError(f"{path}: column {name} stands twice")
 

@@ -26,6 +26,7 @@ def test_there_is_as_much_as_was_promised() -> None:
     assert report.gpus >= 30
     assert report.prices >= 400
     assert report.presets >= 8
+    assert report.releases >= 40
     assert {"aws", "gcp", "azure", "oci", "lambda", "coreweave", "nebius", "runpod"} <= set(report.providers)
     names = {gpu.name for gpu in gpus()}
     assert {
@@ -175,6 +176,15 @@ def _after(tmp_path: Path) -> Break:
             "aws p4d.24xlarge us-east-2 on_demand",
             "stands 2 times",
         ),
+        ("vllm_releases.csv", "0.12.0,", "0.11.2,", "0.11.2", "stands after 0.11.2"),
+        ("vllm_releases.csv", "0.12.0,", "0.12.1,", "0.12.0", "is not listed"),
+        ("vllm_releases.csv", "0.8.0,", "0.7.4,", "0.7.4", "is older than vLLM 0.8.0"),
+        ("vllm_releases.csv", "0.8.0,", "0.7.4,", "0.8.0", "is not listed"),
+        ("vllm_releases.csv", "0.33.0,", "0.32.1,", "0.33.0", "is not listed"),
+        ("vllm_releases.csv", "0.12.0,", "v0.12,", "v0.12", "is written 0.12.0 elsewhere"),
+        ("vllm_releases.csv", "0.12.0,", "newest,", "newest", "is not a vLLM version"),
+        ("vllm_releases.csv", ",2025-12-03,", ",2025-11-19,", "0.12.0", "came out before 0.11.2"),
+        ("vllm_releases.csv", "0.16.0,2026-02-26", "0.16.0,2026-04-26", "0.17.0", "came out before 0.16.0"),
     ],
 )
 def test_one_wrong_figure_is_found(after: Break, table: str, old: str, new: str, row: str, said: str) -> None:
@@ -185,3 +195,11 @@ def test_one_wrong_figure_is_found(after: Break, table: str, old: str, new: str,
 def test_a_row_that_does_not_parse_stops_the_check(after: Break) -> None:
     with pytest.raises(InputError, match=r"prices\.csv:2: column usd_per_hour"):
         after("prices.csv", "on_demand,3.06,", "on_demand,,")
+
+
+@pytest.mark.parametrize("day", ["", "2025-12", "2025-13-03", "3 Dec 2025"])
+def test_a_release_needs_a_whole_day(after: Break, day: str) -> None:
+    with pytest.raises(
+        InputError, match=r'vllm_releases\.csv:17: column released is ".*"; (an ISO date|a text)'
+    ):
+        after("vllm_releases.csv", "2025-12-03", day)
