@@ -52,6 +52,8 @@ class EngineSettings(Frozen):
     block_size: int = Field(default=16, ge=1, le=65_536)
     engine_version: str = ""
     """Empty: the newest release that was read."""
+    long_prefill_token_threshold: int = Field(default=0, ge=0, le=100_000_000)
+    """A prompt takes at most this many tokens a step; 0: as many as the step has room for."""
     enable_prefix_caching: bool = True
     hybrid_kv_cache_manager: bool = True
     """False: every layer is paged like full attention (--disable-hybrid-kv-cache-manager)."""

@@ -7,7 +7,7 @@ from pydantic import Field
 from planner.domain.base import Frozen
 from planner.domain.deployment import EngineSettings, MemoryBudget, Parallelism
 from planner.domain.dtypes import KvDtype, WeightDtype
-from planner.domain.evidence import Basis
+from planner.domain.evidence import Basis, LatencyRanges
 from planner.domain.hardware import Instance, Price, Purchase
 from planner.domain.model import Model
 from planner.domain.workload import Slo, Workload
@@ -33,6 +33,15 @@ class Bottleneck(StrEnum):
     """Binds a plan: more requests at once would not fit."""
     THROUGHPUT = "throughput"
     """Binds a plan: the replica is busy, latency would still allow more."""
+
+
+class CapacityMethod(StrEnum):
+    """How the rate that a replica carries within the promise was found."""
+
+    STEADY = "steady"
+    """In closed form."""
+    SIMULATE = "simulate"
+    """By bisection on the simulated scheduler."""
 
 
 class Supply(Frozen):
@@ -134,6 +143,10 @@ class Plan(Frozen):
     """Of all instances together, within the SLO."""
     replica_requests_per_s: float
     """Capacity of one replica within the SLO."""
+    capacity_method: CapacityMethod = CapacityMethod.STEADY
+    """Where capacity, replicas, latency and running requests come from."""
+    steady_replica_requests_per_s: float = 0.0
+    """Capacity of one replica in closed form."""
     running_requests: float
     """Mean requests running at once on one replica at the peak load."""
     utilization_ratio: float
@@ -143,6 +156,8 @@ class Plan(Frozen):
     basis_detail: str
     expected_error_ratio: float
     """Median TPOT error of this basis on measured runs."""
+    ranges: LatencyRanges | None = None
+    """90 % ranges of TTFT p95 and TPOT p95, as wide as measured means are uncertain; None where no run tells."""
     saving_usd_per_month: float = 0.0
     """Against the dearest plan that works."""
     saving_vs_previous_usd_per_month: float | None = None
@@ -150,6 +165,18 @@ class Plan(Frozen):
     pareto: bool = False
     """On the front of cost against TPOT."""
     warnings: tuple[str, ...] = ()
+
+    @property
+    def steady_capacity_requests_per_s(self) -> float:
+        """What all instances together carry in closed form."""
+        return self.steady_replica_requests_per_s * self.fleet.replicas
+
+    @property
+    def capacity_disagreement_ratio(self) -> float | None:
+        """Closed form over simulation, less one; None where nothing was simulated."""
+        if self.capacity_method is CapacityMethod.STEADY:
+            return None
+        return self.steady_replica_requests_per_s / self.replica_requests_per_s - 1.0
 
 
 class Rejection(Frozen):

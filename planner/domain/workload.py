@@ -4,6 +4,9 @@ from pydantic import Field, model_validator
 
 from planner.domain.base import Frozen
 
+REQUESTS_PER_S = (1e-6, 1e7)
+"""Rates that can be served: at lower ones the times of arrival outgrow what a clock tells apart."""
+
 
 class Workload(Frozen):
     """What users send. Exactly one of `requests_per_s` (open loop) and `concurrency` (closed loop) is set."""
@@ -16,7 +19,7 @@ class Workload(Frozen):
     """Lengths are uniform in [r L, L]; 1 means that L is the length, or its mean."""
     prefix_hit_ratio: float = Field(default=0.0, ge=0, lt=1)
     """Share of prompt tokens found in the prefix cache."""
-    requests_per_s: float | None = Field(default=None, gt=0, le=1e7)
+    requests_per_s: float | None = Field(default=None, ge=REQUESTS_PER_S[0], le=REQUESTS_PER_S[1])
     arrival_cv: float = Field(default=1.0, ge=0, le=20)
     """Coefficient of variation of the gaps between requests: 0 constant, 1 Poisson, above bursty."""
     concurrency: int | None = Field(default=None, ge=1, le=1_000_000)

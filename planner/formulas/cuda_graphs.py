@@ -1,5 +1,6 @@
 """Memory of CUDA graphs as vLLM estimates it before it sizes the KV cache."""
 
+from bisect import bisect_right
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -55,7 +56,7 @@ class GraphPlan(NamedTuple):
     """The graphs that an engine captures."""
 
     sizes: tuple[int, ...]
-    """Captured piece by piece [tokens]."""
+    """Captured piece by piece, ascending [tokens]."""
     full_up_to: int
     """Sizes up to this are captured as one graph too [tokens]."""
     v2_runner: bool = False
@@ -68,7 +69,7 @@ class GraphPlan(NamedTuple):
         first graphs the V1 runner takes the larger one, since they share the pool; the V2 runner adds both
         (profile_cudagraph_memory in vllm/v1/worker/gpu_model_runner.py and vllm/v1/worker/gpu/cudagraph_utils.py).
         """
-        full = sum(size <= self.full_up_to for size in self.sizes)
+        full = bisect_right(self.sizes, self.full_up_to)
         return len(self.sizes) + (full if self.v2_runner else max(0, full - 1))
 
 

@@ -99,6 +99,22 @@ class Resident(NamedTuple):
     lora_bytes: int = 0
 
 
+class Charges(NamedTuple):
+    """What a GPU holds beside its KV cache, the same under any `gpu_memory_utilization` [bytes]."""
+
+    resident: Resident
+    activation_bytes: int
+    cuda_graph_bytes: int
+    non_torch_bytes: int
+    relative_error: float
+    """Half-width of the 90 % interval on the last three together, as a share of them."""
+
+    @property
+    def size_bytes(self) -> int:
+        """All of it."""
+        return sum(self.resident) + self.activation_bytes + self.cuda_graph_bytes + self.non_torch_bytes
+
+
 class Card(NamedTuple):
     """One GPU of a replica and what the profiling run computes on it."""
 
@@ -114,20 +130,40 @@ def memory_budget(
 ) -> MemoryBudget:
     """How one GPU's memory divides under these settings; a shortfall is a negative KV cache, never hidden.
 
-    `KV = ceil(total x gpu_memory_utilization) - resident - peak - CUDA graphs - non-torch growth`
-    (vllm/v1/worker/gpu_worker.py, determine_available_memory). CUDA graphs come off it since vLLM 0.20 (Model
-    Runner V2: 0.29); before, they took what the utilization leaves free. A KV cache given in bytes is taken as it
-    is, and what it leaves, or lacks, is outside: vLLM does not look at the utilization then.
+    Raises:
+        InputError: `engine.engine_version` is not a vLLM version.
+    """
+    return divided(card.gpu, charges(card, resident, engine, coefficients), kv, engine)
+
+
+def charges(
+    card: Card, resident: Resident, engine: EngineSettings, coefficients: MemoryCoefficients
+) -> Charges:
+    """What comes off one GPU's memory before the KV cache under these settings.
+
+    CUDA graphs do since vLLM 0.20 (Model Runner V2: 0.29); before, they took what the utilization leaves free.
 
     Raises:
         InputError: `engine.engine_version` is not a vLLM version.
     """
-    total = card.gpu.memory_bytes
-    rules = engine_profile_rules(card, engine)
-    activation = activation_peak_bytes(card, engine)
-    graphs = cuda_graph_bytes(card, engine, coefficients) if rules.charges_cuda_graphs else 0
-    non_torch = non_torch_bytes(card, engine, coefficients)
-    taken = sum(resident) + activation + graphs + non_torch
+    charged = engine_profile_rules(card, engine).charges_cuda_graphs
+    return Charges(
+        resident,
+        activation_peak_bytes(card, engine),
+        cuda_graph_bytes(card, engine, coefficients) if charged else 0,
+        non_torch_bytes(card, engine, coefficients),
+        overhead_relative_error(card, engine, coefficients),
+    )
+
+
+def divided(gpu: Gpu, charged: Charges, kv: KvLayout, engine: EngineSettings) -> MemoryBudget:
+    """One GPU's memory with the rest for KV cache.
+
+    `KV = ceil(total x gpu_memory_utilization) - resident - peak - CUDA graphs - non-torch growth`
+    (vllm/v1/worker/gpu_worker.py, determine_available_memory). A KV cache given in bytes is taken as it is, and what
+    it leaves, or lacks, is outside: vLLM does not look at the utilization then.
+    """
+    total, taken = gpu.memory_bytes, charged.size_bytes
     requested = min(ceil(total * engine.gpu_memory_utilization), total)
     available = requested - taken
     if engine.kv_cache_memory_bytes is not None:
@@ -136,12 +172,12 @@ def memory_budget(
     return MemoryBudget(
         total_bytes=total,
         outside_bytes=total - taken - available,
-        weights_bytes=resident.weights_bytes,
-        draft_bytes=resident.draft_bytes,
-        lora_bytes=resident.lora_bytes,
-        activation_bytes=activation,
-        cuda_graph_bytes=graphs,
-        non_torch_bytes=non_torch,
+        weights_bytes=charged.resident.weights_bytes,
+        draft_bytes=charged.resident.draft_bytes,
+        lora_bytes=charged.resident.lora_bytes,
+        activation_bytes=charged.activation_bytes,
+        cuda_graph_bytes=charged.cuda_graph_bytes,
+        non_torch_bytes=charged.non_torch_bytes,
         kv_cache_bytes=available,
         kv_cache_tokens=kv.tokens(*limits),
         kv_blocks=kv.blocks(available),
@@ -150,7 +186,7 @@ def memory_budget(
         max_concurrency=kv.max_concurrency(*limits),
         max_model_len=engine.max_model_len,
         request_bytes=kv.reserved_bytes(engine.max_model_len, engine.max_num_batched_tokens),
-        relative_error=overhead_relative_error(card, engine, coefficients),
+        relative_error=charged.relative_error,
     )
 
 

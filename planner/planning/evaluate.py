@@ -13,9 +13,18 @@ from planner.domain.units import seconds_to_ms
 from planner.domain.workload import Slo, Workload
 from planner.formulas.arrays import FloatArray, IntArray
 from planner.formulas.engine_defaults import engine_rules
+from planner.formulas.host_time import HostTime
 from planner.formulas.step import StepTable
-from planner.planning.loads import Loaded, as_column, load_of
+from planner.planning.loads import (
+    Loaded,
+    as_column,
+    largest_captured,
+    load_of,
+    resident_tokens,
+    row_of,
+)
 from planner.planning.sizing import Placed, Refusal, Sizer, check_length, memory_refusal
+from planner.serving.mean_step import Load
 from planner.serving.steady_state import (
     FULLEST,
     ServingState,
@@ -41,6 +50,7 @@ class Choice(NamedTuple):
     engine: EngineSettings
     budget: MemoryBudget
     kv_requests: float
+    captured_tokens: float
 
 
 class Capability(NamedTuple):
@@ -53,6 +63,9 @@ class Capability(NamedTuple):
     row: int
     """Of the step table."""
     kv_requests: float
+    captured_tokens: float
+    running_requests: float
+    """Mean requests running at once at that rate."""
 
 
 class Service(NamedTuple):
@@ -91,8 +104,7 @@ def choices(
     refusals = []
     workload = question.workload
     asynchronous = engine_rules(question.engine_version).async_scheduling
-    context = workload.mean_input_tokens + workload.mean_output_tokens / 2.0
-    request_bytes = float(placed.kv.request_bytes(context))
+    request_bytes = float(placed.kv.request_bytes(resident_tokens(workload)))
     for tokens in BATCHED_TOKENS:
         for utilization in GPU_MEMORY_UTILIZATION:
             engine = EngineSettings(
@@ -105,11 +117,8 @@ def choices(
             )
             budget = sizer.budget(placed, engine)
             if budget.fits:
-                found.append(
-                    Choice(
-                        replica, engine, budget, placed.kv.usable_bytes(budget.kv_cache_bytes) / request_bytes
-                    )
-                )
+                held = placed.kv.usable_bytes(budget.kv_cache_bytes) / request_bytes
+                found.append(Choice(replica, engine, budget, held, largest_captured(placed, engine)))
             else:
                 refusals.append(memory_refusal(placed, budget, engine))
     return found or min(refusals, key=lambda refusal: refusal.need / refusal.have)
@@ -127,31 +136,36 @@ def thinned_cv(arrival_cv: float, replicas: float) -> float:
 
 
 def capabilities(
-    table: StepTable, options: Sequence[Choice], question: Question, arrival_cvs: Mapping[int, float]
+    table: StepTable,
+    options: Sequence[Choice],
+    question: Question,
+    arrival_cvs: Mapping[int, float],
+    host: HostTime,
 ) -> dict[int, Capability | Refusal]:
     """The best flags of every placed replica and the rate it then carries within the SLO, by replica index.
 
     `arrival_cvs` is the variability of arrivals at each replica.
     """
     workload = question.workload
-    rows = [Loaded(o.replica, o.engine, o.kv_requests, arrival_cvs[o.replica], workload) for o in options]
+    rows = [
+        Loaded(o.replica, o.engine, o.kv_requests, arrival_cvs[o.replica], workload, host, o.captured_tokens)
+        for o in options
+    ]
     load = as_column(load_of(rows))
     fullest = np.maximum(FULLEST * load.running_limit, LEAST_RUNNING)
-    running = LEAST_RUNNING * (fullest / LEAST_RUNNING) ** np.linspace(0.0, 1.0, RUNNING_POINTS)
-    state = open_loop(table, load, running)
-    strain = _strain(state, question.slo)
-    rates, crossing = _carried(state.requests_per_s, strain)
+    carried = _carried(table, load, question.slo, np.full_like(fullest, LEAST_RUNNING), fullest)
     best: dict[int, int] = {}
     for index, option in enumerate(options):
         held = best.get(option.replica)
-        if held is None or rates[index] * NEARLY_AS_GOOD > rates[held]:
+        if held is None or carried.requests_per_s[index] * NEARLY_AS_GOOD > carried.requests_per_s[held]:
             best[option.replica] = index
-    crowds = running + CROWD_DEVIATIONS * load.arrival_cv * np.sqrt(running)
+    kept = np.array(list(best.values()))
+    closer = _carried(
+        table, row_of(load, kept), question.slo, carried.below[kept][:, None], carried.above[kept][:, None]
+    )
     return {
-        replica: _capability(
-            options[index], (rates[index], crossing[index]), (state, crowds, index), question
-        )
-        for replica, index in best.items()
+        replica: _capability(options[index], closer, row, question)
+        for row, (replica, index) in enumerate(best.items())
     }
 
 
@@ -165,8 +179,28 @@ def _strain(state: ServingState, slo: Slo) -> FloatArray:
     return strain
 
 
-def _carried(rates: FloatArray, strain: FloatArray) -> tuple[FloatArray, IntArray]:
-    """The highest rate [R] within the SLO and the first grid point beyond it [R] (N: none is)."""
+class _Carried(NamedTuple):
+    """The highest rate within the promise, of R settings tried at N loads."""
+
+    requests_per_s: FloatArray
+    """[R]"""
+    first: IntArray
+    """First load beyond it [R]; N where none is."""
+    below: FloatArray
+    """Mean running requests at the last load within it [R]."""
+    above: FloatArray
+    """And at the first beyond, or the last tried [R]."""
+    state: ServingState
+    """At all loads [R, N]."""
+    crowds: FloatArray
+    """Running requests in busy moments [R, N]."""
+
+
+def _carried(table: StepTable, load: Load, slo: Slo, least: FloatArray, most: FloatArray) -> _Carried:
+    """The promise along a row of loads from `least` to `most` mean running requests [R, 1]."""
+    running = least * (most / least) ** np.linspace(0.0, 1.0, RUNNING_POINTS)
+    state = open_loop(table, load, running)
+    strain, rates = _strain(state, slo), state.requests_per_s
     rows = np.arange(rates.shape[0])
     broken = strain > 1.0
     first = np.where(broken.any(axis=1), broken.argmax(axis=1), rates.shape[1])
@@ -175,42 +209,46 @@ def _carried(rates: FloatArray, strain: FloatArray) -> tuple[FloatArray, IntArra
     low, high = strain[rows, below], strain[rows, above]
     share = np.clip((1.0 - low) / np.maximum(high - low, 1e-12), 0.0, 1.0)
     between = rates[rows, below] + share * (rates[rows, above] - rates[rows, below])
-    carried = np.where(first == 0, 0.0, np.where(first == rates.shape[1], rates[:, -1], between))
-    return carried, first
+    return _Carried(
+        np.where(first == 0, 0.0, np.where(first == rates.shape[1], rates[:, -1], between)),
+        first,
+        running[rows, below],
+        running[rows, above],
+        state,
+        running + CROWD_DEVIATIONS * load.arrival_cv * np.sqrt(running),
+    )
 
 
-def _capability(
-    option: Choice,
-    carried: tuple[float, int],
-    grid: tuple[ServingState, FloatArray, int],
-    question: Question,
-) -> Capability | Refusal:
+def _capability(option: Choice, carried: _Carried, row: int, question: Question) -> Capability | Refusal:
     """The chosen flags of one replica, or which promise it breaks even when almost idle."""
-    rate, first = carried
-    state, crowds, row = grid
-    slo = question.slo
-    ttft_ms = seconds_to_ms(float(state.ttft.p95_s[row, 0]))
-    tpot_ms = seconds_to_ms(float(state.tpot.p95_s[row, 0]))
-    if first == 0:
-        missed = [
-            _missed(bottleneck, promised_s, best_ms)
-            for bottleneck, promised_s, best_ms in (
-                (Bottleneck.TPOT, slo.tpot_p95_s, tpot_ms),
-                (Bottleneck.TTFT, slo.ttft_p95_s, ttft_ms),
-            )
-            if promised_s is not None
-        ]
-        return max(missed, key=lambda refusal: refusal.have / refusal.need)
-    at = min(first, crowds.shape[1] - 1)
-    slots = next((size for size in MAX_NUM_SEQS if size >= crowds[row, at]), MAX_NUM_SEQS[-1])
+    state, slo = carried.state, question.slo
+    if carried.first[row] == 0 and carried.below[row] <= LEAST_RUNNING:
+        return idle_refusal(slo, state.latency_at((row, 0)))
+    at = min(int(carried.first[row]), carried.crowds.shape[1] - 1)
+    slots = next((size for size in MAX_NUM_SEQS if size >= carried.crowds[row, at]), MAX_NUM_SEQS[-1])
     return Capability(
         engine=option.engine.model_copy(update={"max_num_seqs": slots}),
         budget=option.budget,
-        requests_per_s=float(rate),
+        requests_per_s=float(carried.requests_per_s[row]),
         binding=_binding(option, state, (row, at), question),
         row=option.replica,
         kv_requests=option.kv_requests,
+        captured_tokens=option.captured_tokens,
+        running_requests=float(state.running_requests[row, at]),
     )
+
+
+def idle_refusal(slo: Slo, idle: Latency) -> Refusal:
+    """The promise that an almost idle replica misses the most."""
+    missed = [
+        _missed(bottleneck, promised_s, seconds_to_ms(best_s))
+        for bottleneck, promised_s, best_s in (
+            (Bottleneck.TPOT, slo.tpot_p95_s, idle.tpot_p95_s),
+            (Bottleneck.TTFT, slo.ttft_p95_s, idle.ttft_p95_s),
+        )
+        if promised_s is not None
+    ]
+    return max(missed, key=lambda refusal: refusal.have / refusal.need)
 
 
 def _missed(bottleneck: Bottleneck, promised_s: float, best_ms: float) -> Refusal:
@@ -255,11 +293,14 @@ class Share(NamedTuple):
     arrival_cv: float
 
 
-def serve(table: StepTable, loaded: Sequence[Share], workload: Workload) -> list[Service]:
+def serve(table: StepTable, loaded: Sequence[Share], workload: Workload, host: HostTime) -> list[Service]:
     """Every capability under the load it is given: latency percentiles and occupancy."""
     if not loaded:
         return []
-    rows = [Loaded(c.row, c.engine, c.kv_requests, arrival_cv, workload) for c, _, arrival_cv in loaded]
+    rows = [
+        Loaded(c.row, c.engine, c.kv_requests, arrival_cv, workload, host, c.captured_tokens)
+        for c, _, arrival_cv in loaded
+    ]
     load = as_column(load_of(rows))
     rates = np.array([share.requests_per_s for share in loaded])[:, None]
     state = open_loop(table, load, running_at_rate(table, load, rates))

@@ -8,6 +8,7 @@ from planner.domain.hardware import Gpu, Offer
 from planner.formulas.host_time import HostTime
 from planner.formulas.memory import MemoryCoefficients
 from planner.formulas.operators import GpuOperators
+from planner.formulas.tuning import ServingTuning
 
 
 class Facts(NamedTuple):
@@ -19,6 +20,7 @@ class Facts(NamedTuple):
     operators_for: Callable[[Gpu], GpuOperators]
     memory: MemoryCoefficients
     host: HostTime
+    tuning: ServingTuning
     accuracy: Accuracy
     today: str
     """ISO date, to tell how old a price is."""

@@ -13,14 +13,15 @@ from planner.domain.model import Model
 from planner.domain.plan import Bottleneck, Latency
 from planner.domain.workload import Workload
 from planner.formulas.arrays import FloatArray
+from planner.formulas.host_time import HostTime
 from planner.formulas.kv_paging import kv_paging
 from planner.formulas.step import Cluster, StepModel, StepTable, stack
 from planner.planning.candidates import BITS_PER_BYTE, BITS_PER_GBIT, NETWORK_FLOOR_GBPS
 from planner.planning.facts import Facts
-from planner.planning.loads import Loaded, load_of
+from planner.planning.loads import Loaded, largest_captured, load_of, resident_tokens
 from planner.planning.sizing import Placed, Refusal, Sizer, extras_problem, memory_refusal
+from planner.serving.mean_step import Load
 from planner.serving.steady_state import (
-    Load,
     ServingState,
     closed_loop,
     open_loop,
@@ -85,6 +86,12 @@ def size(case: Case, sizer: Sizer) -> Sized:
     return Sized(placed, budget, refusal)
 
 
+def memory_alone(sized: Sized) -> Prediction:
+    """What is known of a deployment without traffic."""
+    basis = None if sized.placed is None else sized.placed.basis
+    return Prediction(sized.budget, basis=basis, refusal=sized.refusal)
+
+
 def default_interconnect(gpu: Gpu) -> Interconnect:
     """How GPUs of this kind usually reach each other, where no instance says so."""
     if gpu.vllm_backend == "rocm" and gpu.nvlink_bytes_per_s > 0:
@@ -113,9 +120,9 @@ def predict(cases: Sequence[Case], facts: Facts) -> list[Prediction]:
     models: list[StepModel] = []
     timed: list[tuple[int, int, Case, Placed, MemoryBudget]] = []
     for index, case in enumerate(cases):
-        placed, budget, refusal = size(case, sizer)
-        basis = None if placed is None else placed.operators.basis
-        predictions.append(Prediction(budget, basis=basis, refusal=refusal))
+        sized = size(case, sizer)
+        placed, budget, refusal = sized
+        predictions.append(memory_alone(sized))
         if placed is None or budget is None or refusal is not None or case.workload is None:
             continue
         key = (
@@ -132,7 +139,7 @@ def predict(cases: Sequence[Case], facts: Facts) -> list[Prediction]:
     if timed:
         table = stack(models)
         for closed in (True, False):
-            _time(table, [row for row in timed if _is_closed(row[2]) is closed], predictions)
+            _time(table, [row for row in timed if _is_closed(row[2]) is closed], predictions, facts.host)
     return predictions
 
 
@@ -144,11 +151,12 @@ def _time(
     table: StepTable,
     rows: Sequence[tuple[int, int, Case, Placed, MemoryBudget]],
     predictions: list[Prediction],
+    host: HostTime,
 ) -> None:
     """Fills in latency and throughput of rows that are all closed or all open loop."""
     if not rows:
         return
-    load = _load(rows)
+    load = _load(rows, host)
     cases = [case for _, _, case, _, _ in rows]
     state = _serve(table, load, cases)
     ranks = _ranks(cases)
@@ -161,15 +169,16 @@ def _time(
         )
 
 
-def _load(rows: Sequence[tuple[int, int, Case, Placed, MemoryBudget]]) -> Load:
+def _load(rows: Sequence[tuple[int, int, Case, Placed, MemoryBudget]], host: HostTime) -> Load:
     """One element a row; data-parallel ranks are replicas that share the load evenly."""
     elements = []
     for _, step, case, placed, budget in rows:
         workload = case.workload
         assert workload is not None
-        context = workload.mean_input_tokens + workload.mean_output_tokens / 2.0
-        held = placed.kv.usable_bytes(budget.kv_cache_bytes) / float(placed.kv.request_bytes(context))
-        elements.append(Loaded(step, case.engine, max(held, 1.0), workload.arrival_cv, workload))
+        request_bytes = float(placed.kv.request_bytes(resident_tokens(workload)))
+        held = placed.kv.usable_bytes(budget.kv_cache_bytes) / request_bytes
+        loaded = Loaded(step, case.engine, max(held, 1.0), workload.arrival_cv, workload)
+        elements.append(loaded._replace(host=host, captured_tokens=largest_captured(placed, case.engine)))
     return load_of(elements)
 
 

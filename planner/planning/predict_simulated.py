@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from planner.domain.plan import Latency
 from planner.domain.workload import Slo
 from planner.planning.facts import Facts
-from planner.planning.predict import Case, Prediction, predict
-from planner.planning.simulate import Simulation, drawn_traffic, simulated
+from planner.planning.predict import Case, Prediction, memory_alone, size
+from planner.planning.simulate import Simulation, drawn_traffic, simulated_by
+from planner.planning.sizing import Sizer
 
 SEED = 0
 """Lengths and arrivals are drawn the same way for every row, so that rows differ by what they say alone."""
@@ -18,15 +19,16 @@ def predict_simulated(cases: Sequence[Case], facts: Facts) -> list[Prediction]:
     Raises:
         InputError: a request needs more blocks than a cache has, or is longer than `max_model_len`.
     """
-    sized = predict([case._replace(workload=None) for case in cases], facts)
-    return [_timed(case, prediction, facts) for case, prediction in zip(cases, sized, strict=True)]
+    sizer = Sizer(facts)
+    return [_predicted(case, sizer) for case in cases]
 
 
-def _timed(case: Case, prediction: Prediction, facts: Facts) -> Prediction:
-    if case.workload is None or prediction.refusal is not None:
-        return prediction
-    found = simulated(case, drawn_traffic(case.workload, SEED), Slo(), facts)
-    return prediction if found.measures is None else _with_times(prediction, found)
+def _predicted(case: Case, sizer: Sizer) -> Prediction:
+    alone = memory_alone(size(case, sizer))
+    if case.workload is None or alone.refusal is not None:
+        return alone
+    found = simulated_by(sizer, case, drawn_traffic(case.workload, SEED), Slo())
+    return alone if found.measures is None else _with_times(alone, found)
 
 
 def _with_times(prediction: Prediction, found: Simulation) -> Prediction:

@@ -1,14 +1,16 @@
 """From a question to ranked plans and the reasons of the rejected."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
+from typing import NamedTuple
 
 from planner.domain.base import InputError
-from planner.domain.evidence import Basis, ErrorBand
+from planner.domain.evidence import Basis, ErrorBand, LatencyRanges
 from planner.domain.hardware import Interconnect, Price, Purchase
 from planner.domain.plan import (
     Bottleneck,
     Candidate,
+    CapacityMethod,
     Cost,
     Fleet,
     Plan,
@@ -18,11 +20,13 @@ from planner.domain.plan import (
 )
 from planner.domain.workload import Slo
 from planner.formulas.cost import token_prices, usd_per_month
+from planner.planning.basis import basis_detail
 from planner.planning.candidates import Replica, Site, price_of, sites
 from planner.planning.evaluate import Service
 from planner.planning.facts import Facts
+from planner.planning.finalists import MOST_ROUNDS, Simulator
 from planner.planning.screening import Answer, screen
-from planner.planning.sizing import Placed, Refusal
+from planner.planning.sizing import Refusal
 from planner.serving.fleet import pack
 
 OLD_PRICE_DAYS = 90
@@ -31,8 +35,8 @@ UNMEASURABLE = (Bottleneck.BACKEND, Bottleneck.EVIDENCE, Bottleneck.DTYPE, Bottl
 """Rejections that no amount of anything would mend."""
 
 
-def recommend(question: Question, facts: Facts) -> Recommendation:
-    """Ranked plans and every rejected candidate.
+def recommend(question: Question, facts: Facts, *, finalists: int = 0) -> Recommendation:
+    """Ranked plans and every rejected candidate; the replicas of the `finalists` cheapest are simulated.
 
     Raises `InputError` where nothing that the supply allows is for sale at all.
     """
@@ -45,24 +49,76 @@ def recommend(question: Question, facts: Facts) -> Recommendation:
             "(see `catalog list instances`)"
         )
     screening = screen([site.instance for site in found], question, facts)
-    plans: list[Plan] = []
-    rejections: list[Rejection] = []
-    for site in found:
-        for replica in screening.layouts[site.instance]:
-            for price in site.wanted:
-                outcome = _judge(
-                    site, price, replica, screening.verdicts[replica], question=question, facts=facts
-                )
-                if isinstance(outcome, Plan):
-                    plans.append(outcome)
-                else:
-                    rejections.append(outcome)
+    judged = [
+        _Judged(
+            site, price, replica, _judge(site, price, replica, screening.verdicts[replica], question, facts)
+        )
+        for site in found
+        for replica in screening.layouts[site.instance]
+        for price in site.wanted
+    ]
+    if finalists:
+        judged = _simulated(judged, screening.verdicts, question, facts, finalists)
     return Recommendation(
-        plans=_ranked(plans, question),
-        rejections=tuple(rejections),
+        plans=_ranked([each.outcome for each in judged if isinstance(each.outcome, Plan)], question),
+        rejections=tuple(each.outcome for each in judged if isinstance(each.outcome, Rejection)),
         offers_considered=sum(len(site.wanted) for site in found),
         settings_tried=screening.settings_tried,
     )
+
+
+class _Judged(NamedTuple):
+    """A candidate and what became of it."""
+
+    site: Site
+    price: Price
+    replica: Replica
+    outcome: Plan | Rejection
+
+
+def _simulated(
+    judged: list[_Judged],
+    verdicts: Mapping[Replica, Answer | Refusal],
+    question: Question,
+    facts: Facts,
+    finalists: int,
+) -> list[_Judged]:
+    """The candidates, those with the replicas of the cheapest plans judged again as simulated.
+
+    Simulating may make a finalist dearer, or turn it down; who takes its place is then simulated too. Replicas are
+    shared by many candidates, and all of them are judged again.
+    """
+    simulator = Simulator(question, facts)
+    again: dict[Replica, Answer | Refusal] = {}
+    for _ in range(MOST_ROUNDS):
+        ranked = sorted((each for each in judged if isinstance(each.outcome, Plan)), key=_by_cost)
+        fresh = [
+            replica
+            for replica in list(dict.fromkeys(each.replica for each in ranked))[:finalists]
+            if replica not in again
+        ]
+        for replica in fresh:
+            screened = verdicts[replica]
+            again[replica] = screened if isinstance(screened, Refusal) else simulator.sized(screened)
+        judged = [
+            each._replace(
+                outcome=_judge(each.site, each.price, each.replica, again[each.replica], question, facts)
+            )
+            if each.replica in fresh
+            else each
+            for each in judged
+        ]
+    return judged
+
+
+def _by_cost(judged: _Judged) -> tuple[float, float]:
+    assert isinstance(judged.outcome, Plan)
+    return _rank(judged.outcome)
+
+
+def _rank(plan: Plan) -> tuple[float, float]:
+    """Cheapest first, the faster of equals before the slower."""
+    return round(plan.cost.usd_per_month, 2), plan.latency.tpot_p95_s
 
 
 def _judge(
@@ -70,7 +126,6 @@ def _judge(
     price: Price,
     replica: Replica,
     verdict: Answer | Refusal,
-    *,
     question: Question,
     facts: Facts,
 ) -> Plan | Rejection:
@@ -98,8 +153,10 @@ def _judge(
             reason=f"{fleet.instances} x {site.instance.instance_type} cost {cost.usd_per_month:,.0f} USD a month, "
             f"the budget is {budget:,.0f}",
         )
-    capability, operators = verdict.capability, verdict.placed.operators
-    band = facts.accuracy.band(operators.basis)
+    capability, placed = verdict.capability, verdict.placed
+    simulated = verdict.method is CapacityMethod.SIMULATE
+    band = facts.accuracy.band(placed.basis, simulated=simulated)
+    ranges = None if band is None else _ranges(band, verdict)
     replica_rate = capability.requests_per_s
     peak = (question.workload.requests_per_s or 0.0) * question.reserve.peak_ratio
     return Plan.model_construct(
@@ -111,17 +168,26 @@ def _judge(
         memory=capability.budget,
         capacity_requests_per_s=replica_rate * fleet.replicas,
         replica_requests_per_s=replica_rate,
+        capacity_method=verdict.method,
+        steady_replica_requests_per_s=verdict.steady_requests_per_s,
         running_requests=verdict.service.running_requests,
         utilization_ratio=peak / (replica_rate * fleet.replicas),
         binding_constraint=capability.binding,
-        basis=operators.basis,
-        basis_detail=_basis_detail(verdict.placed),
-        expected_error_ratio=band.tpot_median_error_ratio if band else float("nan"),
+        basis=placed.basis,
+        basis_detail=basis_detail(
+            placed.model,
+            placed.parallelism,
+            placed.operators,
+            facts.tuning.deployments,
+            placed.paging.engine_version,
+        ),
+        expected_error_ratio=band.tpot.median_error_ratio if band else float("nan"),
+        ranges=ranges,
         saving_usd_per_month=0.0,
         saving_vs_previous_usd_per_month=None,
         pareto=False,
         warnings=(
-            *_beyond_band(verdict, band, question.slo),
+            *_beyond_band(ranges, question.slo),
             *_warnings(site, price, verdict, today=facts.today),
         ),
     )
@@ -150,24 +216,21 @@ def _cost(fleet: Fleet, price: Price, site: Site, service: Service, question: Qu
     )
 
 
-def _basis_detail(placed: Placed) -> str:
-    operators = placed.operators
-    if operators.basis is Basis.OPERATORS:
-        return f"kernel tables of {operators.donor}"
-    return f"kernel tables of {operators.donor}, scaled by datasheet to {placed.gpu.name}"
+def _ranges(band: ErrorBand, verdict: Answer) -> LatencyRanges:
+    latency = verdict.service.latency
+    return band.ranges(ttft_s=latency.ttft_p95_s, tpot_s=latency.tpot_p95_s)
 
 
-def _beyond_band(answer: Answer, band: ErrorBand | None, slo: Slo) -> Iterable[str]:
+def _beyond_band(ranges: LatencyRanges | None, slo: Slo) -> Iterable[str]:
     """Promises that the plan keeps as predicted, but not at the upper end of what is known of the error."""
-    if band is None:
+    if ranges is None:
         return
-    latency = answer.service.latency
-    for name, predicted_s, factor, promised_s in (
-        ("TTFT", latency.ttft_p95_s, band.ttft_factor_high, slo.ttft_p95_s),
-        ("TPOT", latency.tpot_p95_s, band.tpot_factor_high, slo.tpot_p95_s),
+    for name, found, promised_s in (
+        ("TTFT", ranges.ttft, slo.ttft_p95_s),
+        ("TPOT", ranges.tpot, slo.tpot_p95_s),
     ):
-        if promised_s is not None and predicted_s * factor > promised_s:
-            yield f"{name} p95 breaks the promise at the upper end of its error band ({factor - 1.0:+.0%})"
+        if promised_s is not None and found.high_s > promised_s:
+            yield f"{name} p95 breaks the promise at the upper end of its 90 % range"
 
 
 def _warnings(site: Site, price: Price, answer: Answer, *, today: str) -> Iterable[str]:
@@ -183,8 +246,8 @@ def _warnings(site: Site, price: Price, answer: Answer, *, today: str) -> Iterab
         yield "less than 10 % of the card is left for KV cache"
     if not placed.gpu.memory_observed:
         yield "GPU memory from the datasheet, not from a driver"
-    if placed.operators.basis is not Basis.OPERATORS:
-        yield f"speed {placed.operators.basis.value} from {placed.operators.donor}"
+    if placed.basis in (Basis.TRANSFERRED, Basis.DATASHEET):
+        yield f"speed {placed.basis.value} from {placed.operators.donor}"
     if price.purchase is Purchase.SPOT:
         yield "spot capacity can be taken back"
     if not price.as_of:
@@ -203,7 +266,7 @@ def _ranked(plans: list[Plan], question: Question) -> tuple[Plan, ...]:
     """Cheapest first, the faster of equals before the slower; with savings and the Pareto front."""
     if not plans:
         return ()
-    plans.sort(key=lambda plan: (round(plan.cost.usd_per_month, 2), plan.latency.tpot_p95_s))
+    plans.sort(key=_rank)
     dearest = max(plan.cost.usd_per_month for plan in plans)
     front = _front(plans)
     previous = question.previous_usd_per_month

@@ -7,9 +7,10 @@ from planner.domain.deployment import Parallelism
 from planner.domain.dtypes import KvDtype
 from planner.domain.evidence import Basis
 from planner.domain.hardware import Instance
-from planner.domain.plan import Bottleneck, Question, Reserve
+from planner.domain.plan import Bottleneck, CapacityMethod, Question, Reserve
+from planner.formulas.host_time import HostTime
 from planner.formulas.kv_paging import default_paging
-from planner.formulas.step import stack
+from planner.formulas.step import StepTable, stack
 from planner.planning.candidates import Replica, pipeline_degrees, replica_on, tensor_degrees
 from planner.planning.evaluate import (
     Capability,
@@ -23,6 +24,7 @@ from planner.planning.evaluate import (
     thinned_cv,
 )
 from planner.planning.facts import Facts
+from planner.planning.loads import largest_captured
 from planner.planning.sizing import Placed, Refusal, Sizer
 from planner.serving.fleet import replicas_for
 
@@ -37,6 +39,12 @@ class Answer(NamedTuple):
     capability: Capability
     service: Service
     replicas: int
+    arrival_cv: float
+    """Of the requests that one replica gets."""
+    steady_requests_per_s: float
+    """What it carries in closed form."""
+    method: CapacityMethod = CapacityMethod.STEADY
+    """Where everything else comes from."""
 
 
 class Screening(NamedTuple):
@@ -133,7 +141,7 @@ def screen(instances: Iterable[Instance], question: Question, facts: Facts) -> S
                     bench.attempt(longer)
                     replicas.append(longer)
         shorter = pp
-    answers = _answers(bench, question) if bench.placed else {}
+    answers = _answers(bench, question, facts.host) if bench.placed else {}
     return Screening(layouts, {**bench.refusals, **answers}, len(bench.options))
 
 
@@ -153,20 +161,20 @@ def _unproven(placed: Placed, weakest: Basis) -> Refusal | None:
     )
 
 
-def _answers(bench: _Bench, question: Question) -> dict[Replica, Answer | Refusal]:
+def _answers(bench: _Bench, question: Question, host: HostTime) -> dict[Replica, Answer | Refusal]:
     """Capability of every replica that starts, and its service at the load of the fleet it needs."""
     keys, placed = list(bench.placed), list(bench.placed.values())
     table = stack(bench.sizer.step(replica) for replica in placed)
     workload, reserve = question.workload, question.reserve
     peak = (workload.requests_per_s or 0.0) * reserve.peak_ratio
     cvs = dict.fromkeys(range(len(placed)), 1.0)
-    able = capabilities(table, bench.options, question, cvs)
+    able = capabilities(table, bench.options, question, cvs, host)
     for _ in range(0 if workload.arrival_cv == 1.0 else SPLITTING_PASSES):
         cvs = {
             index: thinned_cv(workload.arrival_cv, _serving_replicas(found, peak, reserve))
             for index, found in able.items()
         }
-        able = capabilities(table, bench.options, question, cvs)
+        able = capabilities(table, bench.options, question, cvs, host)
     outcome: dict[Replica, Answer | Refusal] = {
         keys[index]: found for index, found in able.items() if isinstance(found, Refusal)
     }
@@ -175,12 +183,39 @@ def _answers(bench: _Bench, question: Question) -> dict[Replica, Answer | Refusa
         for index, found in able.items()
         if isinstance(found, Capability)
     }
+    sized = _carrying(sized, table, question, cvs, host)
     serving = {index: _serving_replicas(found, peak, reserve) for index, found in sized.items()}
     shares = [Share(found, peak / serving[index], cvs[index]) for index, found in sized.items()]
-    for (index, found), service in zip(sized.items(), serve(table, shares, workload), strict=True):
+    for (index, found), service in zip(sized.items(), serve(table, shares, workload, host), strict=True):
         replicas = serving[index] + reserve.spare_replicas
-        outcome[keys[index]] = Answer(placed[index], found, service, replicas)
+        outcome[keys[index]] = Answer(
+            placed[index], found, service, replicas, cvs[index], found.requests_per_s
+        )
     return outcome
+
+
+def _carrying(
+    sized: Mapping[int, Capability],
+    table: StepTable,
+    question: Question,
+    arrival_cvs: Mapping[int, float],
+    host: HostTime,
+) -> dict[int, Capability]:
+    """What replicas carry with the slots and the cache that they will have."""
+    flags = [
+        Choice(index, found.engine, found.budget, found.kv_requests, found.captured_tokens)
+        for index, found in sized.items()
+    ]
+    again = capabilities(table, flags, question, arrival_cvs, host) if flags else {}
+    return {
+        index: sized[index]._replace(
+            requests_per_s=found.requests_per_s,
+            binding=found.binding,
+            running_requests=found.running_requests,
+        )
+        for index, found in again.items()
+        if isinstance(found, Capability)
+    }
 
 
 def _serving_replicas(found: Capability | Refusal, peak_requests_per_s: float, reserve: Reserve) -> int:
@@ -194,4 +229,8 @@ def _resized(found: Capability, placed: Placed, sizer: Sizer) -> Capability:
     """The capability with the memory that its own flags leave: fewer slots than were tried take less of it."""
     budget = sizer.budget(placed, found.engine)
     tried, left = (placed.kv.usable_bytes(each.kv_cache_bytes) for each in (found.budget, budget))
-    return found._replace(budget=budget, kv_requests=found.kv_requests * left / max(tried, 1))
+    return found._replace(
+        budget=budget,
+        kv_requests=found.kv_requests * left / max(tried, 1),
+        captured_tokens=largest_captured(placed, found.engine),
+    )

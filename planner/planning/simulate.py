@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from planner.domain.base import InputError
+from planner.domain.evidence import LatencyRanges
 from planner.domain.workload import Slo, Workload
 from planner.formulas.arrays import IntArray
 from planner.formulas.host_time import NO_HOST_TIME, HostTime
@@ -16,7 +17,7 @@ from planner.planning.sizing import Placed, Sizer
 from planner.serving.arrivals import drawn_stream
 from planner.serving.measures import Measures, Requests, Share, measures_of, requests_of
 from planner.serving.scheduler_types import RequestStream
-from planner.serving.simulation import Replica, replica, simulate
+from planner.serving.simulation import Replica, compiler_notes, replica, simulate
 
 LEAST_OPEN_REQUESTS = 200
 MOST_REQUESTS = 100_000
@@ -37,6 +38,8 @@ class Simulation(NamedTuple):
     sized: Sized
     requests: Requests | None = None
     measures: Measures | None = None
+    ranges: LatencyRanges | None = None
+    """Where 90 % of measured mean TTFTs and TPOTs lie; None where no measured run tells."""
     notes: tuple[str, ...] = ()
 
 
@@ -58,7 +61,12 @@ def drawn_traffic(workload: Workload, seed: int) -> Traffic:
 
 
 def simulated(case: Case, traffic: Traffic, slo: Slo, facts: Facts) -> Simulation:
-    """Serves the traffic on a deployment; `case.workload` is not read.
+    """`simulated_by` for one deployment alone."""
+    return simulated_by(Sizer(facts), case, traffic, slo)
+
+
+def simulated_by(sizer: Sizer, case: Case, traffic: Traffic, slo: Slo) -> Simulation:
+    """Serves the traffic on a deployment; `case.workload` is not read, `sizer` remembers what layouts share.
 
     Data-parallel ranks take requests in turn. Pipeline stages work on as many batches at once, each with its part of
     the slots and of the cache.
@@ -66,12 +74,11 @@ def simulated(case: Case, traffic: Traffic, slo: Slo, facts: Facts) -> Simulatio
     Raises:
         InputError: every request is longer than `max_model_len`, or one needs more blocks than the cache has.
     """
-    sizer = Sizer(facts)
     sized = size(case, sizer)
     if sized.refusal is not None or sized.placed is None or sized.budget is None:
         return Simulation(sized)
     stream, notes = _served(case, traffic.stream)
-    one = engine_of(case, sized, sizer, facts.host)
+    one = engine_of(case, sized, sizer, sizer.facts.host)
     engines = case.parallelism.dp * case.parallelism.pp
     shares = _shares(one, Traffic(stream, traffic.users), engines)
     requests = requests_of(shares)
@@ -81,7 +88,10 @@ def simulated(case: Case, traffic: Traffic, slo: Slo, facts: Facts) -> Simulatio
         notes.append(f"the pipeline is simulated as {stages} engines that share slots and cache evenly")
     if one.host == NO_HOST_TIME:
         notes.append("the time that engine and front end spend outside the GPU is not counted")
-    return Simulation(sized, requests, measures, tuple(notes))
+    notes += compiler_notes()
+    band = sizer.facts.accuracy.band(sized.placed.basis)
+    ranges = None if band is None else band.ranges(ttft_s=measures.ttft.mean_s, tpot_s=measures.tpot.mean_s)
+    return Simulation(sized, requests, measures, ranges, tuple(notes))
 
 
 def chosen(stream: RequestStream, rows: IntArray) -> RequestStream:
@@ -130,7 +140,7 @@ def engine_of(case: Case, sized: Sized, sizer: Sizer, host: HostTime) -> Replica
     placed, budget, engine = sized.placed, sized.budget, case.engine
     assert placed is not None
     assert budget is not None
-    one = replica(sizer.step(placed), placed.kv, budget.kv_cache_bytes, engine, host, _captured(placed, case))
+    one = replica(sizer.step(placed), placed.kv, budget.kv_cache_bytes, engine, host, captured(placed, case))
     stages = case.parallelism.pp
     if stages == 1:
         return one
@@ -142,7 +152,8 @@ def engine_of(case: Case, sized: Sized, sizer: Sizer, host: HostTime) -> Replica
     )
 
 
-def _captured(placed: Placed, case: Case) -> tuple[int, ...]:
+def captured(placed: Placed, case: Case) -> tuple[int, ...]:
+    """Sizes with a CUDA graph, ascending."""
     return () if case.engine.enforce_eager else captured_sizes(placed.card, case.engine)
 
 

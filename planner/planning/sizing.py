@@ -5,6 +5,7 @@ from typing import NamedTuple
 from planner.domain.base import InputError
 from planner.domain.deployment import EngineSettings, MemoryBudget, Parallelism
 from planner.domain.dtypes import KvDtype
+from planner.domain.evidence import Basis
 from planner.domain.hardware import Gpu
 from planner.domain.model import Model
 from planner.domain.plan import Bottleneck
@@ -20,11 +21,13 @@ from planner.formulas.kv_paging import KvPaging, default_paging, paging_problem
 from planner.formulas.load_target import LoadTarget, load_target
 from planner.formulas.lora import lora_bytes, lora_index_bytes
 from planner.formulas.lora_support import lora_problem
-from planner.formulas.memory import Card, Resident, memory_budget
+from planner.formulas.memory import Card, Charges, Resident, charges, divided
 from planner.formulas.operators import GpuOperators
 from planner.formulas.step import Cluster, StepModel, compile_step
+from planner.formulas.tuning import step_tuning
 from planner.formulas.vision import loaded_model
 from planner.formulas.weights import weights_bytes
+from planner.planning.basis import basis_of
 from planner.planning.facts import Facts
 
 BLOCK_SIZE_STEP = 16
@@ -54,16 +57,27 @@ class Placed(NamedTuple):
     kv: KvLayout
     card: Card
     paging: KvPaging
+    basis: Basis
+    """What a prediction of its times rests on."""
+
+
+_Key = tuple[int, int, Parallelism, KvDtype, Cluster, KvPaging]
 
 
 class Sizer:
-    """Places models on GPUs and remembers what layouts share: weights, KV pages, step models."""
+    """Places models on GPUs and remembers what layouts share: kernels, KV pages, memory, step models.
+
+    Models and GPUs are told apart by identity.
+    """
 
     def __init__(self, facts: Facts) -> None:
-        self._facts = facts
+        self.facts = facts
         self._sharded: dict[tuple[int, Parallelism], ActivationShape | str] = {}
         self._kv: dict[tuple[int, Parallelism, KvDtype, KvPaging], KvLayout] = {}
-        self._kept: dict[int, Model] = {}
+        self._operators: dict[int, GpuOperators] = {}
+        self._charges: dict[tuple[_Key, EngineSettings], Charges] = {}
+        self._steps: dict[_Key, StepModel] = {}
+        self._kept: dict[int, Model | Gpu] = {}
 
     def place(
         self,
@@ -101,21 +115,27 @@ class Sizer:
         key = (id(model), parallelism, kv_dtype, paging)
         if key not in self._kv:
             self._kv[key] = kv_layout(model, parallelism, kv_dtype, paging)
+        operators = self._operators_of(gpu)
         return Placed(
             model=model,
             gpu=gpu,
             parallelism=parallelism,
             kv_dtype=kv_dtype,
             cluster=cluster,
-            operators=self._facts.operators_for(gpu),
+            operators=operators._replace(
+                tuning=step_tuning(model, gpu, parallelism, self.facts.tuning, paging.engine_version)
+            ),
             target=load_target(gpu, paging.engine_version),
             kv=self._kv[key],
             card=Card(gpu, parallelism, sharded, self._kv[key].block_size),
             paging=paging,
+            basis=basis_of(
+                model, parallelism, operators, self.facts.tuning.deployments, paging.engine_version
+            ),
         )
 
     def _shard(self, model: Model, parallelism: Parallelism) -> ActivationShape | str:
-        """What one rank computes with, or why the model cannot be divided so; models are told apart by identity."""
+        """What one rank computes with, or why the model cannot be divided so."""
         key = (id(model), parallelism)
         self._kept[id(model)] = model
         if key not in self._sharded:
@@ -123,21 +143,51 @@ class Sizer:
             self._sharded[key] = problem or activation_shape(model, parallelism)
         return self._sharded[key]
 
+    def _operators_of(self, gpu: Gpu) -> GpuOperators:
+        """Its kernels, looked up once."""
+        self._kept[id(gpu)] = gpu
+        if id(gpu) not in self._operators:
+            self._operators[id(gpu)] = self.facts.operators_for(gpu)
+        return self._operators[id(gpu)]
+
     def budget(self, placed: Placed, engine: EngineSettings) -> MemoryBudget:
         """One GPU's memory under these settings; `fits` says whether the engine starts."""
-        resident = _resident(placed, engine)
-        return memory_budget(placed.card, resident, placed.kv, engine, self._facts.memory)
+        key = (self._key(placed), engine.model_copy(update={"gpu_memory_utilization": 1.0}))
+        if key not in self._charges:
+            resident = _resident(placed, engine)
+            self._charges[key] = charges(placed.card, resident, engine, self.facts.memory)
+        return divided(placed.gpu, self._charges[key], placed.kv, engine)
 
     def step(self, placed: Placed) -> StepModel:
-        """The replica's iteration time."""
-        return compile_step(
-            placed.model,
+        """The replica's iteration time; `placed` as `place` makes it."""
+        key = self._key(placed)
+        if key not in self._steps:
+            self._steps[key] = step_of(placed)
+        return self._steps[key]
+
+    def _key(self, placed: Placed) -> _Key:
+        """Its model and GPU are kept, so that no others take their identities."""
+        self._kept |= {id(placed.model): placed.model, id(placed.gpu): placed.gpu}
+        return (
+            id(placed.model),
+            id(placed.gpu),
             placed.parallelism,
             placed.kv_dtype,
-            placed.operators,
             placed.cluster,
-            engine_version=placed.paging.engine_version,
+            placed.paging,
         )
+
+
+def step_of(placed: Placed) -> StepModel:
+    """A placed replica's iteration time."""
+    return compile_step(
+        placed.model,
+        placed.parallelism,
+        placed.kv_dtype,
+        placed.operators,
+        placed.cluster,
+        engine_version=placed.paging.engine_version,
+    )
 
 
 def loading_target(placed: Placed, engine: EngineSettings) -> LoadTarget:

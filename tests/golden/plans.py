@@ -5,6 +5,7 @@ from pathlib import Path
 
 from planner.assemble.question import ask_from, facts_for, question_from
 from planner.cli.question_file import merged
+from planner.planning.finalists import FINALISTS
 from planner.planning.recommend import recommend
 
 ROOT = Path(__file__).parents[2]
@@ -15,7 +16,8 @@ QUESTIONS = sorted((ROOT / "data" / "questions").glob("*.toml"))
 def winner(question: Path) -> dict[str, object]:
     """What the first choice of a question comes to."""
     values = {key: value for key, value in merged(question, {}).items() if key != "top"}
-    result = recommend(question_from(ask_from(values, where=question.name)), facts_for())
+    asked = question_from(ask_from(values, where=question.name))
+    result = recommend(asked, facts_for(), finalists=FINALISTS)
     plan = result.plans[0]
     return {
         "instance_type": plan.candidate.instance.instance_type,
@@ -24,6 +26,8 @@ def winner(question: Path) -> dict[str, object]:
         "pp": plan.candidate.parallelism.pp,
         "replicas": plan.fleet.replicas,
         "usd_per_month": round(plan.cost.usd_per_month),
+        "replica_requests_per_s": round(plan.replica_requests_per_s, 3),
+        "capacity_method": plan.capacity_method.value,
         "ttft_p95_ms": round(plan.latency.ttft_p95_s * 1e3, 1),
         "tpot_p95_ms": round(plan.latency.tpot_p95_s * 1e3, 2),
         "feasible": len(result.plans),

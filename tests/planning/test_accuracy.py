@@ -27,7 +27,16 @@ def test_every_run_is_answered_and_tpot_is_near(capsys: pytest.CaptureFixture[st
     overall = next(
         row for row in report["errors"] if row["group"] == "all" and row["measure"] == "tpot_ms_mean"
     )
-    band = facts_for().accuracy.band(Basis.OPERATORS)
+    band = facts_for().accuracy.band(Basis.MEASURED)
     assert band is not None
-    assert overall["median_ratio"] == pytest.approx(band.tpot_median_error_ratio, abs=0.002)
-    assert overall["median_ratio"] < 0.15
+    # In sample, so no worse than with half of each deployment's loads left out.
+    assert overall["median_ratio"] < band.tpot.median_error_ratio + 0.005
+    assert overall["median_ratio"] < 0.03
+
+
+def test_intervals_hold_as_many_runs_as_they_say(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", str(RUNS), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["errors"]
+    for row in rows:
+        if row["group"] == "all" and row["measure"] in ("ttft_ms_mean", "tpot_ms_mean"):
+            assert 0.85 <= row["inside_ratio"] <= 0.97

@@ -6,6 +6,7 @@ import pytest
 from planner.assemble.deployment import Engine, Formats, deployment, gpu_named, parallelism_of
 from planner.assemble.question import facts_for
 from planner.domain.base import InputError
+from planner.domain.dtypes import KvDtype
 from planner.domain.workload import Workload
 from planner.formulas.host_time import NO_HOST_TIME
 from planner.planning.predict import Case, predict
@@ -57,6 +58,29 @@ def test_equal_questions_have_equal_answers_in_their_order() -> None:
     first, second = predict_simulated(cases, FACTS), predict_simulated(cases, FACTS)
     assert first == second
     assert first[0].latency == first[2].latency != first[1].latency
+
+
+def test_cases_together_are_answered_as_each_alone() -> None:
+    """What layouts share is remembered from row to row, and nothing of what they do not share."""
+    first = case_of(concurrency=8)
+    flags = [
+        {"gpu_memory_utilization": 0.8},
+        {"max_num_seqs": 64},
+        {"max_num_batched_tokens": 2048},
+        {"engine_version": "0.11.0"},
+        {"enforce_eager": True},
+        {"kv_cache_memory_bytes": 10 << 30},
+    ]
+    cases = [first, *(first._replace(engine=first.engine.model_copy(update=one)) for one in flags)]
+    cases += [
+        first._replace(kv_dtype=KvDtype.FP8),
+        first._replace(gpu=gpu_named("H200")),
+        case_of(8, concurrency=8),
+    ]
+    for method in (predict, predict_simulated):
+        together = method(cases, FACTS)
+        assert together == [method([case], FACTS)[0] for case in cases]
+        assert len({one.memory for one in together}) == len(cases)
 
 
 def test_more_users_wait_longer_and_make_more_tokens() -> None:

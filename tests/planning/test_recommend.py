@@ -211,10 +211,14 @@ def test_half_precision_opens_older_gpus() -> None:
 
 
 def test_bursts_thin_out_over_replicas() -> None:
-    """A hundred times the traffic needs fewer replicas a request where arrivals are bursty, and is never impossible."""
+    """Of a hundred times the bursty traffic each replica carries more, as what it gets of it is smoother."""
     few = answer(arrival_cv=6, requests_per_s=2, gpu=("H200-SXM-141GB",)).plans
     many = answer(arrival_cv=6, requests_per_s=200, gpu=("H200-SXM-141GB",)).plans
-    assert few[0].fleet.replicas * 100 > many[0].fleet.replicas
+    alone = {plan.candidate.parallelism: plan.replica_requests_per_s for plan in few}
+    shared = {plan.candidate.parallelism: plan.replica_requests_per_s for plan in many}
+    both = alone.keys() & shared.keys()
+    assert both
+    assert all(shared[layout] > alone[layout] for layout in both)
 
 
 def test_reported_memory_is_that_of_the_recommended_flags() -> None:
@@ -235,4 +239,4 @@ def test_reported_memory_is_that_of_the_recommended_flags() -> None:
 
 def test_a_promise_that_the_error_band_breaks_is_warned_of() -> None:
     tight = answer(tpot_p95_ms=40).plans
-    assert any("error band" in warning for plan in tight for warning in plan.warnings)
+    assert any("90 % range" in warning for plan in tight for warning in plan.warnings)
