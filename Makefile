@@ -8,7 +8,7 @@ ENGINE_VENV := .venv-engine
 ENGINE_PINS := requirements/engine-cpu.txt
 ENGINE_STAMP := $(ENGINE_VENV)/.installed
 
-.PHONY: help plan ui test lint types imports pytest engine-cpu engine-test engine-full engine-record bench coefficients clean
+.PHONY: help plan ui test lint types imports pytest engine-cpu engine-test engine-full engine-record bench accuracy coefficients clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -65,11 +65,14 @@ engine-test: $(STAMP) $(ENGINE_STAMP) ## the quick tests against live vLLM (CPU)
 engine-full: $(STAMP) $(ENGINE_STAMP) ## every test against live vLLM (CPU), every recorded row among them
 	PLANNER_ENGINE_PYTHON=$(ENGINE_VENV)/bin/python $(PY) -m pytest tests/engine -m engine
 
-engine-record: $(STAMP) $(ENGINE_STAMP) ## record again what vLLM says: tests/formulas/vllm_*.csv
+engine-record: $(STAMP) $(ENGINE_STAMP) ## record again what vLLM says: tests/formulas/vllm_*.csv, tests/serving/recorded_schedules.json
 	PLANNER_ENGINE_PYTHON=$(ENGINE_VENV)/bin/python $(PY) -m tests.engine.record
 
-bench: $(STAMP) ## measure speed and size against the budgets
-	$(PY) -m benchmarks
+bench: $(STAMP) ## measure speed, size and error against budgets and other programs
+	$(PY) -m benchmarks $(BENCH)
+
+accuracy: $(STAMP) ## hold the errors of docs/accuracy.md against the measured runs, every part left out in turn (minutes)
+	PLANNER_ACCURACY=1 $(PY) -m pytest tests/assemble/test_serving_accuracy.py tests/planning/test_accuracy.py
 
 coefficients: $(STAMP) ## refit the operator coefficients: make coefficients OPERATORS=DIR
 	$(PY) -m planner fit operators $(OPERATORS) --calibration-dir calibration

@@ -72,7 +72,7 @@ def _show_report(report: CatalogReport) -> None:
         f"{report.prices} prices, {report.trusted_prices} of them dated and trusted "
         f"({report.oldest_price} to {report.newest_price}, {report.stale_prices} older than 90 days)"
     )
-    say(f"{len(bundled_models())} models, {report.presets} presets")
+    say(f"{len(bundled_models())} models, {report.presets} presets, {report.releases} vLLM releases")
     for exception in report.exceptions:
         say(f"known exception: {exception}")
     say("nothing wrong" if report.ok else f"{len(report.problems)} problems")

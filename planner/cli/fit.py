@@ -1,30 +1,54 @@
 """`fit`: coefficients from kernel tables, and the errors they leave on measured runs."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from planner.assemble.question import facts_for
-from planner.calibrate.store import ACCURACY_FILE, write_coefficients
-from planner.catalog.host_time import FILE_NAME as SERVING_FILE
+from planner.assemble.question import unserved_facts
+from planner.calibrate.store import (
+    ACCURACY_FILE,
+    OPERATORS_FOLDER,
+    calibration_directories,
+    operators_path,
+    read_accuracy,
+    write_coefficients,
+)
+from planner.catalog.load import gpus
 from planner.catalog.memory_coefficients import FILE_NAME as MEMORY_FILE
 from planner.catalog.paths import default_calibration_dir
-from planner.cli.error_bands import fit_error_bands
-from planner.cli.options import AsJson, CsvFile
-from planner.cli.screen import fraction, note, records, show_json, show_table, working
+from planner.catalog.serving import FILE_NAME as SERVING_FILE
+from planner.catalog.serving import read_serving
+from planner.cli.options import AsJson, CsvFile, folder_path
+from planner.cli.screen import fraction, note, records, show_json, show_table
 from planner.domain.base import InputError
-from planner.domain.evidence import ErrorBand
-from planner.export.atomic import check_outputs, check_writable, write_text
+from planner.domain.evidence import Accuracy, Disagreement, ErrorBand, LatencyError
+from planner.export.atomic import check_outputs, write_text
 from planner.export.format import percent
 from planner.export.table import Cell, write_csv
+
+BAND_COLUMNS = (
+    "basis",
+    "latency",
+    "median_error_ratio",
+    "factor",
+    "half_width_ratio",
+    "coverage",
+    "runs",
+    "how",
+)
+"""Of the table that `fit errors` writes."""
 
 app = typer.Typer(help="Fit coefficients and their errors from evidence.", rich_markup_mode=None)
 
 OutputDir = Annotated[
     Path | None,
     typer.Option(
-        "--calibration-dir", metavar="DIR", help="Where to write; the checkout's or the user's if left out."
+        "--calibration-dir",
+        parser=folder_path,
+        metavar="DIR",
+        help="Where to write; the checkout's or the user's if left out.",
     ),
 ]
 
@@ -40,7 +64,8 @@ def operators(
     from planner.calibrate.operators import FitRow, fit_operators, fit_report
 
     folder = _writable_folder(calibration_dir)
-    check_outputs(csv)
+    _made(folder / OPERATORS_FOLDER)
+    check_outputs(*(operators_path(folder, gpu.name) for gpu in gpus()), csv)
     with fraction("fitting") as progress:
         fitted = fit_operators(tables, progress=progress)
     for coefficients in fitted:
@@ -73,25 +98,55 @@ def errors(
     csv: CsvFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Store how far predictions lie from measured runs."""
-    folder = _writable_folder(calibration_dir)
-    check_outputs(csv, inputs=(measured,))
-    with working("predicting measured runs from every GPU's tables"):
-        accuracy = fit_error_bands(measured, facts_for(calibration_dir=calibration_dir))
-    write_text(folder / ACCURACY_FILE, accuracy.model_dump_json(indent=2) + "\n")
-    columns = tuple(ErrorBand.model_fields)
-    rows = [tuple(band.model_dump(mode="json").values()) for band in accuracy.bands]
+    """Store how far predictions lie from measured runs that they did not know (some minutes)."""
+    from planner.assemble.error_bands import fit_error_bands
+    from planner.assemble.served import runnable
+    from planner.cli.measured_runs import measured_serving_runs
+
+    path = _writable_folder(calibration_dir) / ACCURACY_FILE
+    check_outputs(path, csv, inputs=(measured,))
+    found, others = measured_serving_runs(measured)
+    stored = read_serving(calibration_dir)
+    facts = unserved_facts(calibration_dir=calibration_dir)._replace(
+        host=stored.host, tuning=stored.tuning, accuracy=_known_errors(calibration_dir, path)
+    )
+    runs = runnable(found, facts)
+    with fraction("fitting") as progress:
+        accuracy = fit_error_bands(runs, facts, measured.name, progress)
+    _note_left_out(measured, others + len(found) - len(runs))
+    write_text(path, accuracy.model_dump_json(indent=2) + "\n")
+    rows = [
+        (basis, latency, *_error_cells(error), runs, how)
+        for basis, errors, runs, how in _tested_errors(accuracy)
+        for latency, error in (("tpot", errors.tpot), ("ttft", errors.ttft))
+    ]
     if csv is not None:
-        write_csv(csv, columns, rows)
+        write_csv(csv, BAND_COLUMNS, rows)
         note(f"wrote {csv}")
     if as_json:
-        show_json(records(columns, rows))
+        show_json(records(BAND_COLUMNS, rows))
     else:
-        headers = ["basis", "runs", "TPOT error", "TTFT error", "TPOT 90 %", "TTFT 90 %", "how"]
+        headers = ["basis", "", "runs", "error", "90 % within", "half-width / error", "held", "how"]
+        shown = [
+            [
+                *(basis, latency.upper(), str(runs), percent(error.median_error_ratio)),
+                f"x {error.factor:.2f}",
+                f"{error.half_width_ratio / error.median_error_ratio:.2f}"
+                if error.median_error_ratio
+                else "",
+                ", ".join(percent(share) for share in error.coverage_ratio.values()),
+                how if latency == "tpot" else "",
+            ]
+            for basis, errors, runs, how in _tested_errors(accuracy)
+            for latency, error in (("tpot", errors.tpot), ("ttft", errors.ttft))
+        ]
         show_table(
-            "Median error, and where 90 % of measured / predicted lie", headers, _band_rows(accuracy.bands)
+            "Median |predicted / measured - 1|, and the factor either way that holds 90 % of measured means; "
+            "held: of runs whose model, TP (measured: deployment) was left out of the factor",
+            headers,
+            shown,
         )
-    note(f"wrote {folder / ACCURACY_FILE}")
+    note(f"wrote {path}")
 
 
 @app.command("memory")
@@ -106,10 +161,9 @@ def memory(
 
     from planner.calibrate.fit_memory import COVERAGE, fit_and_test
 
-    folder = _writable_folder(calibration_dir)
-    check_outputs(csv, inputs=(logs,))
+    path = _writable_folder(calibration_dir) / MEMORY_FILE
+    check_outputs(path, csv, inputs=(logs,))
     fitted, errors = fit_and_test(logs)
-    path = folder / MEMORY_FILE
     write_text(path, fitted.model_dump_json(indent=2) + "\n")
     columns = ("measure", "runs", "median_ratio", "within_ratio")
     rows = [
@@ -138,28 +192,25 @@ def serving(
     as_json: AsJson = False,
 ) -> None:
     """Fit the engine's host time to measured serving runs (some minutes)."""
-    from planner.assemble.fit_serving import check_enough, fitted_host_time, runnable
-    from planner.assemble.host_time_errors import SPREADS, HostTimeRow, Spread, fit_and_test
+    from planner.assemble.fit_serving import check_enough, check_unit, drawn_to, fitted_serving
+    from planner.assemble.served import runnable, simulated
+    from planner.assemble.serving_errors import SPREADS, ServingRow, Spread, fit_and_test, serving_rows
     from planner.cli.measured_runs import measured_serving_runs
 
-    folder = _writable_folder(calibration_dir)
-    check_outputs(csv, inputs=(measured,))
+    path = _writable_folder(calibration_dir) / SERVING_FILE
+    check_outputs(path, csv, inputs=(measured,))
     found, others = measured_serving_runs(measured)
-    runs = runnable(found, facts_for(calibration_dir=calibration_dir))
+    runs = runnable(found, unserved_facts(calibration_dir=calibration_dir))
     check_enough(runs)
-    left = others + len(found) - len(runs)
-    if left:
-        note(
-            f"{measured}: {left} rows have no single load, no TTFT or TPOT, or an engine that would not start"
-        )
+    _note_left_out(measured, others + len(found) - len(runs))
+    check_unit(runs, simulated(runs, *drawn_to()))
     with fraction("fitting") as progress:
-        host, tested = fit_and_test(runs, progress)
-    path = folder / SERVING_FILE
-    write_text(path, fitted_host_time(host, runs, source=measured.name).model_dump_json(indent=2) + "\n")
-    columns = (*HostTimeRow._fields[:3], *(f"{name}_{field}" for name in SPREADS for field in Spread._fields))
+        tested = fit_and_test(runs, progress)
+    write_text(path, fitted_serving(tested.fit, runs, source=measured.name).model_dump_json(indent=2) + "\n")
+    columns = (*ServingRow._fields[:3], *(f"{name}_{field}" for name in SPREADS for field in Spread._fields))
     rows: list[list[Cell]] = [
         [row.left_out, row.group, row.runs, *(value for spread in row.spreads for value in spread)]
-        for row in tested
+        for row in serving_rows(runs, tested)
     ]
     if csv is not None:
         write_csv(csv, columns, rows)
@@ -170,9 +221,9 @@ def serving(
         headers = ["left out", "runs of", "runs", "TPOT before", "TPOT", "TTFT before", "TTFT"]
         shown = [
             [row.left_out, row.group, str(row.runs), *(_median_and_p90(*spread) for spread in row.spreads)]
-            for row in tested
+            for row in serving_rows(runs, tested)
         ]
-        show_table("|simulated / measured - 1|, without host time and with it: median / p90", headers, shown)
+        show_table("|simulated / measured - 1|, before the fit and with it: median / p90", headers, shown)
     note(f"wrote {path}")
 
 
@@ -182,20 +233,18 @@ def _median_and_p90(median_ratio: float | None, p90_ratio: float | None) -> str:
     return f"{percent(median_ratio)} / {percent(p90_ratio)}"
 
 
-def _band_rows(bands: tuple[ErrorBand, ...]) -> list[list[str]]:
-    """Bands as rows for a screen."""
-    return [
-        [
-            band.basis.value,
-            str(band.runs),
-            percent(band.tpot_median_error_ratio),
-            percent(band.ttft_median_error_ratio),
-            f"{band.tpot_factor_low:.2f} to {band.tpot_factor_high:.2f}",
-            f"{band.ttft_factor_low:.2f} to {band.ttft_factor_high:.2f}",
-            band.note,
-        ]
-        for band in bands
-    ]
+def _tested_errors(accuracy: Accuracy) -> Iterator[tuple[str, ErrorBand | Disagreement, int, str]]:
+    """Every band, and what the closed form adds."""
+    for band in accuracy.bands:
+        yield band.basis.value, band, band.runs, band.note
+    if accuracy.closed_form is not None:
+        runs = max(band.runs for band in accuracy.bands)
+        yield "closed form", accuracy.closed_form, runs, "closed form against simulation, added in quadrature"
+
+
+def _error_cells(error: LatencyError) -> tuple[Cell, ...]:
+    held = "; ".join(f"{kind} left out {share:g}" for kind, share in error.coverage_ratio.items())
+    return error.median_error_ratio, error.factor, error.half_width_ratio, held
 
 
 def _writable_folder(calibration_dir: Path | None) -> Path:
@@ -203,9 +252,35 @@ def _writable_folder(calibration_dir: Path | None) -> Path:
     folder = calibration_dir or default_calibration_dir()
     if folder is None:
         raise InputError("there is no folder of yours to write in: name one with --calibration-dir")
+    return _made(folder)
+
+
+def _made(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot write in {folder}: {error.strerror or error}") from None
-    check_writable(folder / ACCURACY_FILE)
     return folder
+
+
+def _known_errors(calibration_dir: Path | None, replaced: Path) -> Accuracy:
+    """Bands that are kept where the runs cannot test theirs; a damaged file that is replaced anyway has none."""
+    directories = calibration_directories(calibration_dir)
+    try:
+        return read_accuracy(directories)
+    except InputError as error:
+        others = [
+            folder for folder in directories if (folder / ACCURACY_FILE).resolve() != replaced.resolve()
+        ]
+        if len(others) == len(directories):
+            raise
+        note(f"{error}; it is replaced and none of its bands is kept")
+        return read_accuracy(others)
+
+
+def _note_left_out(measured: Path, rows: int) -> None:
+    if rows:
+        note(
+            f"{measured}: {rows} rows have no single load, no TTFT or TPOT, or an engine that would not "
+            "start or could not take their requests"
+        )

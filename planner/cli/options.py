@@ -6,10 +6,24 @@ from typing import Annotated
 import typer
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+
+def folder_path(text: str) -> Path:
+    """A folder as it was named; an empty name would mean the current folder."""
+    if not text.strip():
+        raise typer.BadParameter("empty; name a folder")
+    return Path(text)
+
+
 CsvFile = Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Also write the table to FILE.")]
 CalibrationDir = Annotated[
     Path | None,
-    typer.Option("--calibration-dir", metavar="DIR", help="Coefficients to read before the shipped ones."),
+    typer.Option(
+        "--calibration-dir",
+        parser=folder_path,
+        metavar="DIR",
+        help="Coefficients to read before the shipped ones.",
+    ),
 ]
 ModelName = Annotated[
     str,
@@ -65,6 +79,20 @@ ExpertParallel = Annotated[
         "--ep",
         "--enable-expert-parallel",
         help="Give each rank whole experts instead of a slice of every one.",
+    ),
+]
+AsyncScheduling = Annotated[
+    bool | None,
+    typer.Option(
+        "--async-scheduling/--no-async-scheduling",
+        help="Schedule a step while the last one runs; the release's default if left out.",
+    ),
+]
+LongPrefillTokenThreshold = Annotated[
+    int | None,
+    typer.Option(
+        "--long-prefill-token-threshold",
+        help="Tokens of a step that one prompt may take at most; 0, the default: all there is room for.",
     ),
 ]
 BlockSize = Annotated[

@@ -14,16 +14,6 @@ from planner.planning.facts import Facts
 from planner.planning.predict import Case, Prediction, predict
 from planner.planning.predict_simulated import predict_simulated
 
-BATCH = 20_000
-"""Rows predicted at once: layouts compile once a batch, memory stays bounded."""
-
-
-def batches(runs: Iterable[Run], size: int = BATCH) -> Iterator[list[Run]]:
-    """The runs in lists of at most `size`."""
-    remaining = iter(runs)
-    while batch := list(islice(remaining, size)):
-        yield batch
-
 
 class Method(StrEnum):
     """How latency is predicted."""
@@ -34,11 +24,22 @@ class Method(StrEnum):
     """Request by request."""
 
 
+BATCH_ROWS = {Method.STEADY: 20_000, Method.SIMULATE: 200}
+"""Rows predicted at once: layouts compile once a batch, memory stays bounded, and people see that it moves."""
+
+
+def batches(runs: Iterable[Run], method: Method) -> Iterator[list[Run]]:
+    """The runs in lists of as many as are predicted at once."""
+    remaining = iter(runs)
+    while batch := list(islice(remaining, BATCH_ROWS[method])):
+        yield batch
+
+
 Predictor = Callable[[Sequence[Case], Facts], Sequence[Prediction]]
 PREDICTORS: dict[Method, Predictor] = {Method.STEADY: predict, Method.SIMULATE: predict_simulated}
 
 
-def outcomes(runs: Sequence[Run], facts: Facts, method: Method = Method.STEADY) -> list[Outcome]:
+def outcomes(runs: Sequence[Run], facts: Facts, method: Method = Method.SIMULATE) -> list[Outcome]:
     """What becomes of each run, in their order."""
     predictor = PREDICTORS[method]
     cases = [case for run in runs if run.asks for case in run.asks.cases]
@@ -93,7 +94,7 @@ def _outcome(candidates: Sequence[Prediction | str], asks: RunCases) -> Outcome:
     refusal = prediction.refusal.reason if prediction.refusal is not None else ""
     if asks.turned_away or refusal:
         return Outcome(prediction, Status.REJECTED, asks.turned_away or refusal)
-    return Outcome(prediction, Status.OK, asks.note)
+    return Outcome(prediction, Status.OK, asks.note, budget_known=asks.budget_known)
 
 
 def _predictions(cases: Sequence[Case], facts: Facts, predictor: Predictor) -> Sequence[Prediction | str]:

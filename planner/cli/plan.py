@@ -7,9 +7,10 @@ import typer
 
 from planner.assemble.question import Ask
 from planner.cli.options import AsJson, CalibrationDir
-from planner.cli.plan_answer import DEFAULT_TOP, Outputs, answer
+from planner.cli.plan_answer import DEFAULT_METHOD, DEFAULT_TOP, Outputs, answer
 from planner.cli.question_file import merged
 from planner.domain.base import InputError
+from planner.domain.plan import CapacityMethod
 
 
 def _usual(field: str, text: str) -> str:
@@ -86,6 +87,13 @@ def plan(
     previous_usd_per_month: Annotated[
         float | None, typer.Option(help="What the present choice costs, to compare with.")
     ] = None,
+    method: Annotated[
+        CapacityMethod | None,
+        typer.Option(
+            help="simulate: the cheapest are sized again by simulating the scheduler; steady: closed form alone. "
+            f"[default: {DEFAULT_METHOD}]"
+        ),
+    ] = None,
     top: Annotated[int | None, typer.Option(help=f"Recommendations shown. [default: {DEFAULT_TOP}]")] = None,
     csv: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the recommendations to FILE.")
@@ -125,6 +133,7 @@ def plan(
         "prices": prices,
         "previous": previous,
         "previous_usd_per_month": previous_usd_per_month,
+        "method": None if method is None else method.value,
         "top": top,
         "calibration_dir": calibration_dir,
     }

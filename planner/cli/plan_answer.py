@@ -12,15 +12,21 @@ from planner.cli.plan_report import Answer, report
 from planner.cli.question_file import previous_usd_per_month
 from planner.cli.screen import note, show_json, working
 from planner.domain.base import InputError
-from planner.domain.plan import Question, Recommendation
+from planner.domain.plan import CapacityMethod, Question, Recommendation
 from planner.export.atomic import check_outputs, write_texts
 from planner.export.format import count
 from planner.export.recommendation import recommendation_csv, rejections_csv
 from planner.planning.facts import Facts
+from planner.planning.finalists import FINALISTS
 from planner.planning.recommend import recommend, shortlist
 
 DEFAULT_TOP = 5
 LARGEST_TOP = 10_000
+DEFAULT_METHOD = CapacityMethod.SIMULATE
+WORKING = {
+    CapacityMethod.STEADY: "sizing every candidate",
+    CapacityMethod.SIMULATE: "sizing every candidate, simulating the best; the first run is compiling, once",
+}
 
 
 class Outputs(NamedTuple):
@@ -43,14 +49,15 @@ def answer(values: Mapping[str, object], outputs: Outputs, question_file: Path |
         outputs.csv, outputs.rejections, inputs=(*inputs, *model_files(str(values.get("model", ""))))
     )
     top = _top(values.get("top"), where)
+    method = _method(values.get("method"), where)
     calibration_dir = _path(values.get("calibration_dir"))
     found = _ask(values, where)
-    with working("sizing every candidate"):
+    with working(WORKING[method]):
         question = question_from(found)
         facts = facts_for(
             include_untrusted=found.include_untrusted, prices=found.prices, calibration_dir=calibration_dir
         )
-        recommendation = _recommended(found, question, facts)
+        recommendation = _recommended(found, question, facts, method)
     plans = shortlist(recommendation.plans, top)
     result = Answer(found, question, load_model(found.model), facts.accuracy, recommendation, plans)
     texts = {}
@@ -68,10 +75,11 @@ def answer(values: Mapping[str, object], outputs: Outputs, question_file: Path |
     return bool(plans)
 
 
-def _recommended(ask: Ask, question: Question, facts: Facts) -> Recommendation:
+def _recommended(ask: Ask, question: Question, facts: Facts, method: CapacityMethod) -> Recommendation:
     """The answer; where there is nothing to choose from, the error says what is hidden."""
+    finalists = FINALISTS if method is CapacityMethod.SIMULATE else 0
     try:
-        return recommend(question, facts)
+        return recommend(question, facts, finalists=finalists)
     except InputError as error:
         hidden = hidden_offers(ask.provider)
         sold = any(offer.instance.provider in ask.provider for offer in facts.offers)
@@ -95,6 +103,14 @@ def _path(value: object) -> Path | None:
     if value is None or isinstance(value, Path):
         return value
     raise InputError(f"a file name is needed, got {value!r}")
+
+
+def _method(value: object, where: str) -> CapacityMethod:
+    if value is None:
+        return DEFAULT_METHOD
+    if value in tuple(CapacityMethod):
+        return CapacityMethod(str(value))
+    raise InputError(f"{where}: method must be one of {', '.join(CapacityMethod)}, got {value!r}")
 
 
 def _top(value: object, where: str) -> int:

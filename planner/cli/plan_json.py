@@ -54,6 +54,7 @@ def _plan(rank: int, plan: Plan, answer: Answer) -> Json:
         "tpot_ms_p99": seconds_to_ms(plan.latency.tpot_p99_s),
         "stranded_gpus": plan.fleet.stranded_gpus,
         "replica_requests_per_s": plan.replica_requests_per_s,
+        "steady_replica_requests_per_s": plan.steady_replica_requests_per_s,
         "running_requests": plan.running_requests,
         "weights_gib_per_gpu": plan.memory.weights_gib,
         "kv_cache_gib_per_gpu": bytes_to_gib(plan.memory.kv_cache_bytes),

@@ -2,7 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from planner.assemble.question import AUTO, Ask
 from planner.cli.screen import note, say, show_table
@@ -11,8 +11,8 @@ from planner.domain.evidence import Accuracy
 from planner.domain.model import Model
 from planner.domain.plan import Bottleneck, Plan, Question, Recommendation, Rejection
 from planner.domain.units import MONTHS_PER_YEAR, bytes_to_gib, seconds_to_ms
-from planner.export.evidence import tested
-from planner.export.format import count, exact, milliseconds, number, percent, promised, usd
+from planner.export.evidence import band_of, how_tested, spanned
+from planner.export.format import count, exact, milliseconds, number, per_cent, percent, promised, usd
 from planner.export.recommendation import engine_command, plan_warnings
 from planner.export.vllm import missing_checkpoint
 from planner.planning.recommend import nearest_misses
@@ -83,7 +83,7 @@ def _headline(answer: Answer) -> Iterator[str]:
     plan = answer.shortlist[0]
     candidate, fleet, cost, slo = plan.candidate, plan.fleet, plan.cost, answer.question.slo
     instance, price = candidate.instance, candidate.price
-    band = answer.accuracy.band(plan.basis)
+    band = band_of(plan, answer.accuracy)
     stranded = f", {count(fleet.stranded_gpus, 'GPU')} idle" if fleet.stranded_gpus else ""
     yield (
         f"{fleet.instances} x {instance.instance_type} ({instance.provider} {price.region}, "
@@ -95,25 +95,43 @@ def _headline(answer: Answer) -> Iterator[str]:
         f"({usd(cost.usd_per_million_input_tokens)} input, {usd(cost.usd_per_million_output_tokens)} output); "
         f"price of {price.as_of or 'unknown date'}"
     )
-    yield f"  TTFT     p95 {_against(plan.latency.ttft_p95_s, slo.ttft_p95_s)}"
-    yield f"  TPOT     p95 {_against(plan.latency.tpot_p95_s, slo.tpot_p95_s)}"
+    yield f"  TTFT     p95 {_against(plan.latency.ttft_p95_s, slo.ttft_p95_s)}{_ranged(plan, 'ttft')}"
+    yield f"  TPOT     p95 {_against(plan.latency.tpot_p95_s, slo.tpot_p95_s)}{_ranged(plan, 'tpot')}"
     yield (
         f"  load     {percent(plan.utilization_ratio)} of {number(plan.capacity_requests_per_s)} requests/s "
         f"at the peak; bound by {plan.binding_constraint.value}"
     )
+    yield f"  capacity {_capacity(plan)}"
     yield (
         f"  memory   {number(plan.memory.weights_gib)} GiB weights and "
         f"{number(bytes_to_gib(plan.memory.kv_cache_bytes))} GiB KV cache per GPU, "
         f"{plan.memory.kv_cache_tokens:,} tokens"
     )
     yield (
-        f"  basis    {plan.basis.value} ({plan.basis_detail}); {tested(band)}"
+        f"  basis    {plan.basis.value} ({plan.basis_detail}); {how_tested(band)}"
         + (f"\n           runs: {band.note}" if band else "")
     )
     yield f"  engine   {engine_command(plan, answer.checkpoint)}"
     missing = missing_checkpoint(answer.checkpoint, candidate.weight_dtype)
     if missing:
         yield f"           # {missing}"
+
+
+def _capacity(plan: Plan) -> str:
+    """What one replica carries, and how that was found."""
+    carried = f"{number(plan.replica_requests_per_s)} requests/s a replica within the promise"
+    disagreement = plan.capacity_disagreement_ratio
+    if disagreement is None:
+        return f"{carried}, in closed form"
+    return (
+        f"{carried}, simulated; the closed form says {number(plan.steady_replica_requests_per_s)} "
+        f"({per_cent(disagreement, '+')} %)"
+    )
+
+
+def _disagreement(plan: Plan) -> str:
+    ratio = plan.capacity_disagreement_ratio
+    return "closed form" if ratio is None else f"{per_cent(ratio, '+')} %"
 
 
 def _layout(plan: Plan) -> str:
@@ -130,6 +148,10 @@ def _formats(plan: Plan) -> str:
 def _against(time_s: float, promised_s: float | None) -> str:
     shown = milliseconds(seconds_to_ms(time_s))
     return shown if promised_s is None else f"{shown} of {promised(seconds_to_ms(promised_s))} promised"
+
+
+def _ranged(plan: Plan, name: Literal["ttft", "tpot"]) -> str:
+    return "" if plan.ranges is None else f"; {spanned(getattr(plan.ranges, name))} with 90 %"
 
 
 def _show_shortlist(answer: Answer) -> None:
@@ -169,6 +191,7 @@ SHORTLIST = (
     Column("TTFT p95", lambda plan: milliseconds(seconds_to_ms(plan.latency.ttft_p95_s))),
     Column("TPOT p95", lambda plan: milliseconds(seconds_to_ms(plan.latency.tpot_p95_s))),
     Column("use", lambda plan: percent(plan.utilization_ratio)),
+    Column("steady", _disagreement),
     Column("error", lambda plan: percent(plan.expected_error_ratio)),
 )
 

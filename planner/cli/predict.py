@@ -21,7 +21,7 @@ from planner.planning.facts import Facts
 
 MethodOption = Annotated[
     Method,
-    typer.Option("--method", help="steady: closed form; simulate: request by request, with host time."),
+    typer.Option("--method", help="simulate: request by request; steady: closed form."),
 ]
 SHOWN_ROWS = 20
 SHOWN_COLUMNS = {
@@ -46,7 +46,7 @@ def predict(
     output: Annotated[
         Path | None, typer.Option("--output", "--csv", metavar="OUT.csv", help="Write every row there.")
     ] = None,
-    method: MethodOption = Method.STEADY,
+    method: MethodOption = Method.SIMULATE,
     calibration_dir: CalibrationDir = None,
     as_json: AsJson = False,
 ) -> None:
@@ -70,15 +70,13 @@ def predict(
 
 
 def facts_of(method: Method, calibration_dir: Path | None) -> Facts:
-    """What predictions rest on; how far simulated ones lie from measurements is not known yet, so they get no band."""
+    """What predictions rest on, with errors as the method has them."""
     facts = facts_for(calibration_dir=calibration_dir)
-    if method is Method.STEADY:
-        return facts
-    return facts._replace(accuracy=facts.accuracy.model_copy(update={"bands": ()}))
+    return facts if method is Method.SIMULATE else facts._replace(accuracy=facts.accuracy.of_closed_form)
 
 
 def write_predictions(
-    runs: Path, output: Path, facts: Facts, method: Method = Method.STEADY
+    runs: Path, output: Path, facts: Facts, method: Method = Method.SIMULATE
 ) -> Counter[Status]:
     """Predicts a table into a file, row by row in their order, and counts what became of them.
 
@@ -89,7 +87,7 @@ def write_predictions(
     with open_runs(runs) as table, atomic_text(output) as stream, counting("predicting", None) as advance:
         writer = csv.writer(stream)
         writer.writerow((*table.columns, *PREDICTION_COLUMNS))
-        for batch in batches(table.runs):
+        for batch in batches(table.runs, method):
             for run, outcome in zip(batch, outcomes(batch, facts, method), strict=True):
                 cells = prediction_cells(outcome, facts.accuracy)
                 writer.writerow((*run.cells, *map(csv_cell, cells)))
@@ -105,7 +103,7 @@ def _predicted(
     counts: Counter[Status] = Counter()
     rows: list[tuple[Cell, ...]] = []
     with open_runs(runs) as table, counting("predicting", None) as advance:
-        for batch in batches(table.runs):
+        for batch in batches(table.runs, method):
             for run, outcome in zip(batch, outcomes(batch, facts, method), strict=True):
                 rows.append((*run.cells, *prediction_cells(outcome, facts.accuracy)))
                 counts[outcome.status] += 1

@@ -14,7 +14,7 @@ from planner.domain.base import InputError
 
 PATHS = ("prices", "previous", "calibration_dir")
 """Keys that name files; relative ones start from the question's folder."""
-KEYS = (*Ask.model_fields, "previous", "calibration_dir", "top")
+KEYS = (*Ask.model_fields, "previous", "calibration_dir", "method", "top")
 SWITCHES = ("include_untrusted",)
 LARGEST_BYTES = 1_000_000
 LARGEST_EARLIER_BYTES = 20_000_000
@@ -28,7 +28,7 @@ def read_question(path: Path) -> dict[str, object]:
     """The flat keys of a question file, named like the options with underscores.
 
     Raises:
-        InputError: not a readable TOML file, or a key that is not known.
+        InputError: not a readable TOML file, a key that is not known, or a path that is empty.
     """
     text = read_text(path, LARGEST_BYTES, "a question")
     try:
@@ -41,6 +41,8 @@ def read_question(path: Path) -> dict[str, object]:
         _check_value(path, key, value)
     for key in PATHS:
         if isinstance(values.get(key), str):
+            if not str(values[key]).strip():
+                raise InputError(f"{path}: {key} is empty; name a file or folder, or leave it out")
             values[key] = path.parent / str(values[key])
     if isinstance(values.get("model"), str) and _exists(path.parent / str(values["model"])):
         values["model"] = str(path.parent / str(values["model"]))

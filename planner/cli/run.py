@@ -1,6 +1,7 @@
 """The command line as a whole: its verbs, and how an error becomes one line and an exit code."""
 
 import contextlib
+import importlib
 import io
 import os
 import sys
@@ -11,33 +12,36 @@ from typing import Annotated, TextIO
 import typer
 
 from planner.catalog.nearest import harmless, unknown
-from planner.cli import catalog, export, fit, memory, plan, predict, simulate, ui, validate
 from planner.domain.base import InputError
 
 ANSWERED, NOTHING_FITS, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 LONGEST_ERROR = 500
 """Characters; a longer line keeps its beginning and its end."""
 
-app = typer.Typer(
-    name="planner",
-    help="From a model, its traffic and the latency promised (SLO) to a costed vLLM deployment.",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-)
-app.command("plan")(plan.plan)
-app.command("predict")(predict.predict)
-app.command("validate")(validate.validate)
-app.command("memory")(memory.memory)
-app.command("simulate")(simulate.simulate)
-app.add_typer(catalog.app, name="catalog")
-app.add_typer(export.app, name="export")
-app.add_typer(fit.app, name="fit")
-app.command("ui")(ui.ui)
+VERBS = ("plan", "predict", "validate", "memory", "simulate", "explain", "catalog", "export", "fit", "ui")
+"""In the order of the help; each has a module of its name."""
 
 
-@app.callback(invoke_without_command=True)
+def app_of(verbs: Sequence[str]) -> typer.Typer:
+    """The command line with some of its verbs."""
+    app = typer.Typer(
+        name="planner",
+        help="From a model, its traffic and the latency promised (SLO) to a costed vLLM deployment.",
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    )
+    app.callback(invoke_without_command=True)(root)
+    for verb in verbs:
+        module = importlib.import_module(f"planner.cli.{verb}")
+        if hasattr(module, "app"):
+            app.add_typer(module.app, name=verb)
+        else:
+            app.command(verb)(getattr(module, verb))
+    return app
+
+
 def root(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
@@ -53,13 +57,18 @@ def root(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command line and returns its exit code: 0 answered, 1 nothing fits, 2 bad input."""
+    """Runs one command line and returns its exit code: 0 answered, 1 nothing fits, 2 bad input.
+
+    Where it begins with a verb, no other is imported.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    verbs = arguments[:1] if arguments and arguments[0] in VERBS else VERBS
     _replace_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        outcome = app(args=arguments, prog_name="planner", standalone_mode=False)
+        outcome = app_of(verbs)(args=arguments, prog_name="planner", standalone_mode=False)
         sys.stdout.flush()
     except InputError as error:
         return _refuse(str(error))

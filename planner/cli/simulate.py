@@ -11,6 +11,7 @@ from planner.assemble.traffic import TrafficAsked, traffic_asked
 from planner.catalog.models import model_files
 from planner.cli.options import (
     AsJson,
+    AsyncScheduling,
     BlockSize,
     CalibrationDir,
     DisableHybridKvCacheManager,
@@ -23,6 +24,7 @@ from planner.cli.options import (
     GpuName,
     KvCacheMemoryGib,
     KvFormat,
+    LongPrefillTokenThreshold,
     MaxModelLen,
     MaxNumBatchedTokens,
     MaxNumSeqs,
@@ -34,7 +36,7 @@ from planner.cli.options import (
     WeightFormat,
 )
 from planner.cli.screen import note, working
-from planner.cli.simulate_report import SimulationAnswer, show_simulation, write_requests
+from planner.cli.simulate_report import SimulationAnswer, show_simulation, write_page, write_requests
 from planner.domain.base import InputError
 from planner.domain.units import ms_to_seconds
 from planner.domain.workload import Slo
@@ -58,18 +60,13 @@ def simulate(
     max_model_len: MaxModelLen = None,
     max_num_seqs: MaxNumSeqs = None,
     max_num_batched_tokens: MaxNumBatchedTokens = None,
+    long_prefill_token_threshold: LongPrefillTokenThreshold = None,
     gpu_memory_utilization: GpuMemoryUtilization = None,
     gpu_memory_gib: GpuMemoryGib = None,
     kv_cache_memory_gib: KvCacheMemoryGib = None,
     engine_version: EngineVersion = "",
     enforce_eager: EnforceEager = False,
-    async_scheduling: Annotated[
-        bool | None,
-        typer.Option(
-            "--async-scheduling/--no-async-scheduling",
-            help="Schedule a step while the last one runs; the release's default if left out.",
-        ),
-    ] = None,
+    async_scheduling: AsyncScheduling = None,
     block_size: BlockSize = None,
     no_prefix_caching: NoPrefixCaching = False,
     disable_hybrid_kv_cache_manager: DisableHybridKvCacheManager = False,
@@ -127,16 +124,21 @@ def simulate(
     csv: Annotated[
         Path | None, typer.Option("--csv", metavar="FILE", help="Write every request to FILE.")
     ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", metavar="FILE.html", help="Draw latencies and the run over time as a page."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Simulate vLLM's scheduler under one stream of requests; nothing is dropped as warm-up."""
-    check_outputs(csv, inputs=(*model_files(model), trace))
+    check_outputs(csv, plot, inputs=(*model_files(model), trace))
     slo = _slo(ttft_p95_ms, tpot_p95_ms)
     facts = facts_for(calibration_dir=calibration_dir)
     engine = Engine(
         max_model_len=max_model_len,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
+        long_prefill_token_threshold=long_prefill_token_threshold,
         gpu_memory_utilization=gpu_memory_utilization,
         enforce_eager=enforce_eager,
         async_scheduling=async_scheduling,
@@ -173,10 +175,14 @@ def simulate(
         found = simulated(case, traffic, slo, facts)
     for text in (*changed, *found.notes):
         note(f"note: {text}")
+    answer = SimulationAnswer(case, traffic, slo, found)
     if csv is not None:
         write_requests(csv, found.requests)
         note(f"wrote {csv}")
-    show_simulation(SimulationAnswer(case, traffic, slo, found), as_json=as_json)
+    if plot is not None:
+        write_page(plot, answer)
+        note(f"wrote {plot}")
+    show_simulation(answer, as_json=as_json)
     if found.sized.refusal is not None:
         raise typer.Exit(1)
 

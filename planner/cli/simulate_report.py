@@ -1,36 +1,20 @@
 """A simulated run on the screen, as JSON and request by request."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from planner.cli.screen import Json, say, show_json, show_table
+from planner.domain.evidence import LatencyRanges
 from planner.domain.units import seconds_to_ms
 from planner.domain.workload import Slo
+from planner.export.atomic import write_text
+from planner.export.evidence import spanned
 from planner.export.format import count, milliseconds, number, percent, promised
-from planner.export.table import Cell, write_csv
+from planner.export.simulation import REQUEST_COLUMNS, SPREADS, request_rows
+from planner.export.table import write_csv
 from planner.planning.predict import Case
 from planner.planning.simulate import Simulation, Traffic
-from planner.serving.measures import Measures, Requests, Spread
-
-REQUEST_COLUMNS = (
-    "sent_s",
-    "prompt_tokens",
-    "output_tokens",
-    "cached_tokens",
-    "queue_ms",
-    "ttft_ms",
-    "tpot_ms",
-    "e2e_ms",
-    "preemptions",
-)
-SPREADS = {
-    "ttft": "time to first token",
-    "tpot": "time per output token",
-    "itl": "between tokens",
-    "e2e": "whole answer",
-    "queue": "before admission",
-}
+from planner.serving.measures import Measures, Requests
 
 
 class SimulationAnswer(NamedTuple):
@@ -44,19 +28,25 @@ class SimulationAnswer(NamedTuple):
 
 def write_requests(path: Path, requests: Requests | None) -> None:
     """Every request as a CSV row; none where the engine does not start."""
-    write_csv(path, REQUEST_COLUMNS, [] if requests is None else _request_rows(requests))
+    write_csv(path, REQUEST_COLUMNS, [] if requests is None else request_rows(requests))
 
 
-def _request_rows(requests: Requests) -> Iterable[tuple[Cell, ...]]:
-    columns = (
-        requests.sent_s,
-        requests.prompt_tokens,
-        requests.output_tokens,
-        requests.cached_tokens,
-        *(requests.queue_s * 1e3, requests.ttft_s * 1e3, requests.tpot_s * 1e3, requests.e2e_s * 1e3),
-        requests.preemptions,
-    )
-    return zip(*(column.tolist() for column in columns), strict=True)
+def write_page(path: Path, answer: SimulationAnswer) -> None:
+    """The figures as one HTML page, or why there are none."""
+    from planner.export.figures import html_page
+    from planner.export.simulation_figures import simulation_page
+
+    found, title = answer.found, _title(answer)
+    if found.requests is None or found.measures is None:
+        reason = found.sized.refusal.reason if found.sized.refusal is not None else ""
+        write_text(path, html_page(f"{title}: does not start: {reason}", {}))
+        return
+    write_text(path, simulation_page(title, found.requests, found.measures.series, answer.slo))
+
+
+def _title(answer: SimulationAnswer) -> str:
+    case = answer.case
+    return f"{case.model.name} on {case.parallelism.gpus} x {case.gpu.name}"
 
 
 def show_simulation(answer: SimulationAnswer, *, as_json: bool) -> None:
@@ -91,17 +81,17 @@ def simulation_json(answer: SimulationAnswer) -> dict[str, Json]:
         "async_scheduling": engine.async_scheduling,
         "fits": sized.refusal is None,
         "reason": None if sized.refusal is None else sized.refusal.reason,
-        "basis": None if sized.placed is None else sized.placed.operators.basis.value,
+        "basis": None if sized.placed is None else sized.placed.basis.value,
         "kv_cache_tokens": None if sized.budget is None else sized.budget.kv_cache_tokens,
         "users": traffic.users or None,
         "ttft_p95_limit_ms": None if slo.ttft_p95_s is None else seconds_to_ms(slo.ttft_p95_s),
         "tpot_p95_limit_ms": None if slo.tpot_p95_s is None else seconds_to_ms(slo.tpot_p95_s),
         "notes": list(found.notes),
-        **({} if found.measures is None else _measures_json(found.measures)),
+        **({} if found.measures is None else _measures_json(found.measures, found.ranges)),
     }
 
 
-def _measures_json(measures: Measures) -> dict[str, Json]:
+def _measures_json(measures: Measures, ranges: LatencyRanges | None) -> dict[str, Json]:
     plain = {name: value for name, value in measures._asdict().items() if name not in (*SPREADS, "series")}
     latencies: dict[str, Json] = {
         f"{name}_ms": {
@@ -110,27 +100,39 @@ def _measures_json(measures: Measures) -> dict[str, Json]:
         }
         for name in SPREADS
     }
+    bounds: dict[str, Json] = {
+        f"{name}_ms_mean_{end}": seconds_to_ms(bound_s)
+        for name, found in ({} if ranges is None else ranges._asdict()).items()
+        for end, bound_s in zip(("low", "high"), found, strict=True)
+    }
     series: dict[str, Json] = {name: column.tolist() for name, column in measures.series._asdict().items()}
-    return {**plain, **latencies, "series": series}
+    return {**plain, **latencies, **bounds, "series": series}
 
 
 def _print(answer: SimulationAnswer, measures: Measures) -> None:
-    case, traffic = answer.case, answer.traffic
+    traffic = answer.traffic
     load = f"{count(traffic.users, 'user')} in a closed loop" if traffic.users else "open loop"
     say(
-        f"{case.model.name} on {case.parallelism.gpus} x {case.gpu.name}: "
-        f"{count(measures.requests, 'request')}, {load}, {number(measures.duration_s)} s, no warm-up dropped"
+        f"{_title(answer)}: {count(measures.requests, 'request')}, {load}, {number(measures.duration_s)} s, "
+        "no warm-up dropped"
     )
     show_table(
         "",
-        ["latency", "mean", "p50", "p90", "p95", "p99"],
-        [[title, *_shown(getattr(measures, name))] for name, title in SPREADS.items()],
+        ["latency", "mean", "90 % of means", "p50", "p90", "p95", "p99"],
+        [_latency(name, title, answer.found) for name, title in SPREADS.items()],
     )
-    show_table("", ["figure", "value"], [*_figures(measures), *_promised(answer.slo, measures)])
+    figures = [*_figures(measures), *_promised(answer.slo, measures)]
+    placed = answer.found.sized.placed
+    if placed is not None:
+        figures.append(["basis", placed.basis.value])
+    show_table("", ["figure", "value"], figures)
 
 
-def _shown(figures: Spread) -> list[str]:
-    return [milliseconds(seconds_to_ms(value)) for value in figures]
+def _latency(name: str, title: str, found: Simulation) -> list[str]:
+    """Mean, the range of measured means where it is known, and percentiles."""
+    mean, *others = (milliseconds(seconds_to_ms(value)) for value in getattr(found.measures, name))
+    known = {} if found.ranges is None else found.ranges._asdict()
+    return [title, mean, spanned(known[name]) if name in known else "", *others]
 
 
 def _figures(measures: Measures) -> list[list[str]]:

@@ -9,16 +9,17 @@ from typing import Annotated, NamedTuple
 
 import typer
 
-from planner.cli.error_table import Checked, ErrorRow, check, error_rows
+from planner.cli.error_table import ErrorRow, Predicted, compare, error_rows, sorted_runs
 from planner.cli.options import AsJson, CalibrationDir
 from planner.cli.outcomes import Method, batches, outcomes
 from planner.cli.predict import MethodOption, facts_of, summary
 from planner.cli.runs import Run, open_runs
 from planner.cli.screen import counting, note, records, say, show_json, show_markdown, show_table
 from planner.domain.base import InputError
-from planner.export.atomic import atomic_text, check_outputs
-from planner.export.format import per_cent
-from planner.export.predictions import MEASURES, PREDICTION_COLUMNS, Outcome, Status, prediction_cells
+from planner.export.atomic import atomic_text, check_outputs, write_text
+from planner.export.comparison import TITLES, ComparedRun, FigureRow, figure_rows
+from planner.export.format import number, per_cent, relative_error
+from planner.export.predictions import MEASURES, PREDICTION_COLUMNS, Status, prediction_cells
 from planner.export.table import csv_cell, write_csv
 from planner.planning.facts import Facts
 
@@ -48,7 +49,8 @@ class Exam(NamedTuple):
     """What came out of predicting measured runs."""
 
     counts: Counter[Status]
-    checked: list[Checked]
+    runs: list[ComparedRun]
+    """Those that were understood."""
     failures: list[Failure]
 
 
@@ -61,33 +63,48 @@ def validate(
         Path | None, typer.Option("--output", metavar="OUT.csv", help="Write every row with its prediction.")
     ] = None,
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the error table to FILE.")] = None,
-    method: MethodOption = Method.STEADY,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", metavar="FILE.html", help="Draw predicted against measured as a page."),
+    ] = None,
+    rows: Annotated[
+        bool, typer.Option("--rows", help="Also print measured, predicted and error of every run.")
+    ] = False,
+    method: MethodOption = Method.SIMULATE,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables in Markdown.")] = False,
     calibration_dir: CalibrationDir = None,
     as_json: AsJson = False,
 ) -> None:
     """Predict measured runs and print the errors."""
-    check_outputs(output, csv, inputs=(measured,))
+    check_outputs(output, csv, plot, inputs=(measured,))
     found = examine(measured, facts_of(method, calibration_dir), output, method)
-    rows = error_rows(found.checked)
+    errors = error_rows(found.runs)
+    figures = list(figure_rows(sorted_runs(found.runs))) if rows else []
     if csv is not None:
-        write_csv(csv, ERROR_COLUMNS, rows)
-    for path in (output, csv):
+        write_csv(csv, ERROR_COLUMNS, errors)
+    if plot is not None:
+        from planner.export.parity import parity_page
+
+        write_text(plot, parity_page(found.runs, measured.name))
+    for path in (output, csv, plot):
         if path is not None:
             note(f"wrote {path}")
     if as_json:
         show_json(
             {
                 "counts": {"rows": found.counts.total(), **{s.value: found.counts[s] for s in Status}},
-                "errors": records(ERROR_COLUMNS, rows),
+                "errors": records(ERROR_COLUMNS, errors),
                 "not_answered": records(Failure._fields, found.failures),
+                **({"rows": records(FigureRow._fields, figures)} if rows else {}),
             }
         )
         return
     say(summary(found.counts))
     say()
     for measures in (TIMES, MEMORY):
-        _show(measures, rows, markdown=markdown)
+        _show(measures, errors, markdown=markdown)
+    for measure in MEASURES:
+        _show_runs(measure, [row for row in figures if row.measure == measure], markdown=markdown)
     for failure in found.failures[:LISTED_FAILURES]:
         note(f"{failure.status.value}: {failure.row}: {failure.reason}")
     if len(found.failures) > LISTED_FAILURES:
@@ -96,7 +113,7 @@ def validate(
         )
 
 
-def examine(path: Path, facts: Facts, output: Path | None = None, method: Method = Method.STEADY) -> Exam:
+def examine(path: Path, facts: Facts, output: Path | None = None, method: Method = Method.SIMULATE) -> Exam:
     """Predicts a measured table, and writes every row with its prediction where asked to.
 
     Raises:
@@ -113,9 +130,9 @@ def examine(path: Path, facts: Facts, output: Path | None = None, method: Method
         if writer is not None:
             writer.writerow((*table.columns, *PREDICTION_COLUMNS))
         advance = stack.enter_context(counting("predicting", None))
-        for batch in batches(table.runs):
+        for batch in batches(table.runs, method):
             for run, outcome in zip(batch, outcomes(batch, facts, method), strict=True):
-                _count(exam, table.columns, run, outcome)
+                _count(exam, table.columns, run, Predicted(outcome, facts.accuracy))
                 if writer is not None:
                     cells = prediction_cells(outcome, facts.accuracy)
                     writer.writerow((*run.cells, *map(csv_cell, cells)))
@@ -123,17 +140,19 @@ def examine(path: Path, facts: Facts, output: Path | None = None, method: Method
     return exam
 
 
-def _count(exam: Exam, columns: Sequence[str], run: Run, outcome: Outcome) -> None:
+def _count(exam: Exam, columns: Sequence[str], run: Run, found: Predicted) -> None:
+    outcome = found.outcome
     exam.counts[outcome.status] += 1
     if outcome.status is not Status.ERROR:
-        exam.checked.append(check(columns, run, outcome))
+        exam.runs.append(compare(columns, run, found, exam.counts.total()))
     if outcome.status is not Status.OK:
         named = run.cells[columns.index("run_id")] if "run_id" in columns else ""
         exam.failures.append(Failure(named or f"row {exam.counts.total()}", outcome.status, outcome.reason))
 
 
 def _show(measures: Sequence[str], rows: Sequence[ErrorRow], *, markdown: bool) -> None:
-    """One table with a column a measure; each cell holds median and 90th percentile of |error|, and the bias."""
+    """One table with a column a measure: median and 90th percentile of |error|, the bias, and the share of rows in
+    their interval."""
     present = [measure for measure in measures if any(row.measure == measure for row in rows)]
     if not present:
         return
@@ -146,7 +165,29 @@ def _show(measures: Sequence[str], rows: Sequence[ErrorRow], *, markdown: bool) 
             [name if group == "all" else f"{group} {name}", str(count), *(_errors(row) for row in found)]
         )
     headers = ["", "rows", *(f"{SHORT[measure]} error" for measure in present)]
-    title = "|predicted / measured - 1| in %: median / 90th percentile (bias)"
+    title = (
+        "|predicted / measured - 1| in %: median / 90th percentile (bias), % of rows in their 90 % interval"
+    )
+    _print(title, headers, lines, markdown=markdown)
+
+
+def _show_runs(measure: str, rows: Sequence[FigureRow], *, markdown: bool) -> None:
+    """One measure of every run that has it, by model, GPU, TP and load."""
+    if not rows:
+        return
+    lines = [
+        [
+            *(row.model, row.gpu, row.tp, row.load, str(row.row)),
+            *(number(row.measured), number(row.predicted), relative_error(row.error_ratio)),
+            "" if row.low is None or row.high is None else f"{number(row.low)} to {number(row.high)}",
+        ]
+        for row in rows
+    ]
+    headers = ["model", "GPU", "TP", "load", "row", "measured", "predicted", "error", "90 %"]
+    _print("{}, {}".format(*TITLES[measure]), headers, lines, markdown=markdown)
+
+
+def _print(title: str, headers: Sequence[str], lines: Sequence[Sequence[str]], *, markdown: bool) -> None:
     if markdown:
         say(f"{title}\n")
         show_markdown(headers, lines)
@@ -159,4 +200,5 @@ def _errors(row: ErrorRow | None) -> str:
     if row is None:
         return ""
     bias = per_cent(row.bias_ratio, "+")
-    return f"{per_cent(row.median_ratio)} / {per_cent(row.p90_ratio)} ({bias})"
+    inside = "" if row.inside_ratio is None else f", {100.0 * row.inside_ratio:.0f}"
+    return f"{per_cent(row.median_ratio)} / {per_cent(row.p90_ratio)} ({bias}){inside}"

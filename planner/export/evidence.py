@@ -1,16 +1,33 @@
 """What is known of a prediction's error, in words."""
 
-from planner.domain.evidence import ErrorBand
-from planner.export.format import count
+from planner.domain.evidence import COVERAGE_RATIO, Accuracy, ErrorBand, Range
+from planner.domain.plan import CapacityMethod, Plan
+from planner.domain.units import seconds_to_ms
+from planner.export.format import count, milliseconds, percent
 
 UNTESTED = "no measured run tells how far it is off"
 
 
-def tested(band: ErrorBand | None) -> str:
-    """How far TPOT was from predictions of one basis on measured runs; their names are in the band's note."""
+def band_of(plan: Plan, accuracy: Accuracy) -> ErrorBand | None:
+    """What is known of the error of a plan's latency, simulated or in closed form."""
+    return accuracy.band(plan.basis, simulated=plan.capacity_method is CapacityMethod.SIMULATE)
+
+
+def how_tested(band: ErrorBand | None) -> str:
+    """How far measured means were from predictions of one basis; the runs' names are in the band's note."""
     if band is None:
         return UNTESTED
-    return (
-        f"on {count(band.runs, 'run')} TPOT was {band.tpot_factor_low:.2f} to {band.tpot_factor_high:.2f} times "
-        "the prediction, 90 %"
+    factors = " and ".join(
+        f"{name} {1.0 / error.factor:.2f} to {error.factor:.2f}"
+        for name, error in (("TPOT", band.tpot), ("TTFT", band.ttft))
     )
+    return f"on {count(band.runs, 'run')} {factors} times the prediction, {percent(COVERAGE_RATIO)}"
+
+
+def spanned(found: Range) -> str:
+    """A range for people.
+
+    >>> spanned(Range(0.0123, 0.0234))
+    '12.3 ms to 23.4 ms'
+    """
+    return " to ".join(milliseconds(seconds_to_ms(bound_s)) for bound_s in found)

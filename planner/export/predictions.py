@@ -1,10 +1,11 @@
 """Predictions of a runs table as columns beside the measured ones."""
 
 from enum import StrEnum
+from math import isnan, nan
 from typing import NamedTuple
 
 from planner.domain.deployment import MemoryBudget
-from planner.domain.evidence import Accuracy
+from planner.domain.evidence import Accuracy, LatencyRanges
 from planner.domain.units import bytes_to_gib, seconds_to_ms
 from planner.export.table import Cell
 from planner.planning.predict import Prediction
@@ -60,14 +61,20 @@ class Outcome(NamedTuple):
     prediction: Prediction
     status: Status
     reason: str = ""
+    budget_known: bool = True
+    """Whether the row says `max_num_batched_tokens`, or asks for no run that was measured."""
 
 
 def predicted(prediction: Prediction) -> dict[str, float | None]:
-    """The predicted value of every one of `MEASURES`, by its name; None where there is none."""
+    """The predicted value of every one of `MEASURES`, by its name; None where there is none.
+
+    An answer of one token has no TPOT.
+    """
     latency, memory = prediction.latency, prediction.memory
+    tpot_s = latency.tpot_mean_s if latency else nan
     return {
         "ttft_ms_mean": seconds_to_ms(latency.ttft_mean_s) if latency else None,
-        "tpot_ms_mean": seconds_to_ms(latency.tpot_mean_s) if latency else None,
+        "tpot_ms_mean": None if isnan(tpot_s) else seconds_to_ms(tpot_s),
         "output_tokens_per_s": prediction.output_tokens_per_s if latency else None,
         "weights_gib_per_gpu": memory.weights_gib if memory else None,
         "kv_cache_gib_per_gpu": bytes_to_gib(memory.kv_cache_bytes) if memory else None,
@@ -75,13 +82,44 @@ def predicted(prediction: Prediction) -> dict[str, float | None]:
     }
 
 
+RANGED = ("ttft_ms_mean", "tpot_ms_mean", "kv_cache_tokens")
+"""The measures whose 90 % interval is told."""
+
+
+def predicted_ranges(outcome: Outcome, accuracy: Accuracy) -> dict[str, tuple[float, float]]:
+    """Where 90 % of measured values lie, for those of `RANGED` of which it is known."""
+    found: dict[str, tuple[float, float]] = {}
+    ranges, memory = latency_ranges(outcome, accuracy), outcome.prediction.memory
+    if ranges is not None:
+        for name, (low_s, high_s) in ranges._asdict().items():
+            if isnan(low_s):
+                continue
+            found[f"{name}_ms_mean"] = seconds_to_ms(low_s), seconds_to_ms(high_s)
+    if memory is not None:
+        found["kv_cache_tokens"] = kv_token_interval(memory)
+    return found
+
+
+def latency_ranges(outcome: Outcome, accuracy: Accuracy) -> LatencyRanges | None:
+    """Ranges of mean TTFT and TPOT; None where no run tells how far predictions of this basis are off."""
+    prediction = outcome.prediction
+    latency, basis = prediction.latency, prediction.basis
+    band = accuracy.band(basis) if latency is not None and basis is not None else None
+    if band is None or latency is None:
+        return None
+    return band.ranges(
+        ttft_s=latency.ttft_mean_s,
+        tpot_s=latency.tpot_mean_s,
+        budget_known=outcome.budget_known,
+    )
+
+
 def prediction_cells(outcome: Outcome, accuracy: Accuracy) -> tuple[Cell, ...]:
     """One row in the order of `PREDICTION_COLUMNS`; intervals hold 90 % of measured runs."""
     prediction = outcome.prediction
-    latency, memory = prediction.latency, prediction.memory
-    values = predicted(prediction)
+    latency = prediction.latency
+    values, ranges = predicted(prediction), predicted_ranges(outcome, accuracy)
     times: tuple[Cell, ...] = (None,) * 7
-    spread: tuple[Cell, ...] = (None,) * 4
     if latency is not None:
         times = tuple(
             seconds_to_ms(time_s)
@@ -90,18 +128,10 @@ def prediction_cells(outcome: Outcome, accuracy: Accuracy) -> tuple[Cell, ...]:
                 *(latency.tpot_mean_s, latency.tpot_p95_s, latency.tpot_p99_s),
             )
         )
-        band = accuracy.band(prediction.basis) if prediction.basis else None
-        if band is not None:
-            ttft_ms, tpot_ms = seconds_to_ms(latency.ttft_mean_s), seconds_to_ms(latency.tpot_mean_s)
-            spread = (
-                *(ttft_ms * band.ttft_factor_low, ttft_ms * band.ttft_factor_high),
-                *(tpot_ms * band.tpot_factor_low, tpot_ms * band.tpot_factor_high),
-            )
     return (
         *times,
         *(values[measure] for measure in MEASURES[2:]),
-        *spread,
-        *((None, None) if memory is None else kv_token_interval(memory)),
+        *(bound for measure in RANGED for bound in ranges.get(measure, (None, None))),
         outcome.status.value,
         outcome.reason,
         prediction.basis.value if prediction.basis else "",

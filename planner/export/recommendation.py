@@ -45,6 +45,13 @@ PLAN_COLUMNS = (
     "binding_constraint",
     "engine_command",
     "warnings",
+    "capacity_method",
+    "steady_capacity_requests_per_s",
+    "capacity_disagreement_ratio",
+    "ttft_ms_p95_low",
+    "ttft_ms_p95_high",
+    "tpot_ms_p95_low",
+    "tpot_ms_p95_high",
 )
 """Other programs read these by name and position: append only, in a new release."""
 
@@ -122,7 +129,18 @@ def plan_row(rank: int, plan: Plan, checkpoint: Model) -> tuple[Cell, ...]:
         plan.binding_constraint.value,
         engine_command(plan, checkpoint),
         "; ".join(plan_warnings(plan, checkpoint)),
+        plan.capacity_method.value,
+        plan.steady_capacity_requests_per_s,
+        plan.capacity_disagreement_ratio,
+        *_range_cells(plan),
     )
+
+
+def _range_cells(plan: Plan) -> tuple[Cell, ...]:
+    """The 90 % ranges of TTFT and TPOT; empty where no measured run tells."""
+    if plan.ranges is None:
+        return (None,) * 4
+    return tuple(seconds_to_ms(bound_s) for found in plan.ranges for bound_s in found)
 
 
 def plan_rows(plans: Sequence[Plan], checkpoint: Model) -> list[tuple[Cell, ...]]:

@@ -66,6 +66,8 @@ def serve_command(
     words += ["--max-num-seqs", str(engine.max_num_seqs)]
     words += ["--max-num-batched-tokens", str(engine.max_num_batched_tokens)]
     words += ["--gpu-memory-utilization", f"{engine.gpu_memory_utilization:g}"]
+    if engine.long_prefill_token_threshold:
+        words += ["--long-prefill-token-threshold", str(engine.long_prefill_token_threshold)]
     if engine.enforce_eager:
         words.append("--enforce-eager")
     if engine.async_scheduling != engine_rules(engine.engine_version).async_scheduling:

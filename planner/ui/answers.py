@@ -17,6 +17,8 @@ from planner.ui.uploads import is_kept, without_folder
 FIELDS_KEY = "asked_fields"
 PROBLEM_KEY = "asked_problem"
 HISTORY_KEY = "asked_history"
+SIMULATED = 1
+"""The cheapest plan alone is simulated, so that a change is answered in half a second."""
 OWN_CHECKPOINT = "path/to/checkpoint"
 """What the engine is told to serve where the user gave a config without weights."""
 
@@ -58,7 +60,8 @@ def answered(ask: Ask) -> Answer:
     """The answer to a question. Raises `InputError` where the question has none."""
     question = question_from(ask)
     known = facts(ask.include_untrusted, str(ask.prices) if ask.prices else None)
-    return Answer(ask, _checkpoint(ask.model), question, known, recommend(question, known))
+    found = recommend(question, known, finalists=SIMULATED)
+    return Answer(ask, _checkpoint(ask.model), question, known, found)
 
 
 def _checkpoint(reference: str) -> Model:

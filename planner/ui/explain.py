@@ -19,7 +19,7 @@ from planner.planning.facts import Facts
 from planner.planning.loads import Loaded, as_column, load_of
 from planner.planning.sizing import Placed, Sizer, loading_target
 from planner.serving.fleet import replicas_for, stages_per_instance
-from planner.serving.steady_state import Load
+from planner.serving.mean_step import Load
 from planner.ui.format import count, gib, latency, number, percent, usd
 
 ONE_LAYOUT = np.array([[0]], dtype=np.intp)

@@ -64,19 +64,20 @@ class LogAsk(NamedTuple):
 def memory_answered(ask: MemoryAsk) -> MemoryAnswer:
     """The answer for a deployment. Raises `InputError` where a field is not legal."""
     sizer = Sizer(facts(False, None))
-    case = _case(ask, ask.gpu, ask.tp or 1)
+    case = case_of(ask, ask.gpu, ask.tp or 1)
     by_tp = tensor_parallel_options(case, sizer)
     least = smallest_tp(case, sizer)
     if ask.tp is None:
-        case = _case(ask, ask.gpu, least or max((one.parallelism.tp for one, _ in by_tp), default=1))
+        case = case_of(ask, ask.gpu, least or max((one.parallelism.tp for one, _ in by_tp), default=1))
     tp = case.parallelism.tp
-    cards = [_case(ask, gpu.name, tp) for gpu in gpus() if gpu.vllm_backend]
+    cards = [case_of(ask, gpu.name, tp) for gpu in gpus() if gpu.vllm_backend]
     return MemoryAnswer(
         case, size(case, sizer), least, changes(case, sizer), by_tp, gpu_options(cards, sizer)
     )
 
 
-def _case(ask: MemoryAsk, gpu: str, tp: int) -> Case:
+def case_of(ask: MemoryAsk, gpu: str, tp: int) -> Case:
+    """The deployment on this GPU at this degree. Raises `InputError` where a field is not legal."""
     return deployment(
         ask.model, gpu_named(gpu), parallelism_of(tp, ask.pp, ep=ask.ep), ask.formats, ask.engine
     )

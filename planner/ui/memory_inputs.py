@@ -1,7 +1,8 @@
 """The fields of the Memory page: one deployment of the sidebar's model. What is not empty stands in the URL."""
 
+from collections.abc import Callable
 from math import ceil
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
@@ -23,6 +24,7 @@ SEED_KEY, BY_HAND_KEY = "memory_seed", "memory_by_hand"
 UNSET: dict[str, str | int | None] = {"gpu": DEFAULT_GPU, "tp": None, "pp": None}
 """Fields that start from the plan, and which value of theirs does not stand in the URL."""
 MOST_TOKENS = 100_000_000
+AskedT = TypeVar("AskedT")
 
 
 class Seed(NamedTuple):
@@ -100,6 +102,11 @@ def typical_request_tokens() -> int:
 
 def memory_inputs() -> tuple[MemoryAsk, RoomAsked]:
     """Draws the fields and gives what they ask."""
+    return deployment_inputs(_room)
+
+
+def deployment_inputs(beside: Callable[[Defaults], AskedT]) -> tuple[MemoryAsk, AskedT]:
+    """Draws the fields of a deployment, and `beside` among them; gives what both ask."""
     fields = st.session_state[answers.FIELDS_KEY]
     model = str(fields["model"])
     left, right = halves()
@@ -125,21 +132,7 @@ def memory_inputs() -> tuple[MemoryAsk, RoomAsked]:
     engine = _limits(defaults)._replace(engine_version=version)
     left, right = halves("bottom")
     with left:
-        room = RoomAsked(
-            _number(
-                "Sequence length",
-                "context_tokens",
-                placeholder=f"{typical_request_tokens()}",
-                about="Say how many sequences of so many tokens are held at once. "
-                "Empty: prompt and answer of the sidebar.",
-            ),
-            _number(
-                "Batch",
-                "batch",
-                placeholder=defaults.max_num_seqs,
-                about="Say how long so many sequences held at once can be. Empty: max_num_seqs.",
-            ),
-        )
+        asked = beside(defaults)
     with right:
         ep = _switch(
             "Expert parallel", "ep", "Experts are spread over the GPUs whole (--enable-expert-parallel)."
@@ -150,7 +143,25 @@ def memory_inputs() -> tuple[MemoryAsk, RoomAsked]:
     length = engine.max_model_len or fields.get("max_model_len")
     engine = engine._replace(max_model_len=int(length) if length else None)
     ask = MemoryAsk(model, gpu, tp, pp or 1, ep=ep, formats=_formats(fields), engine=engine)
-    return ask, room
+    return ask, asked
+
+
+def _room(defaults: Defaults) -> RoomAsked:
+    return RoomAsked(
+        _number(
+            "Sequence length",
+            "context_tokens",
+            placeholder=f"{typical_request_tokens()}",
+            about="Say how many sequences of so many tokens are held at once. "
+            "Empty: prompt and answer of the sidebar.",
+        ),
+        _number(
+            "Batch",
+            "batch",
+            placeholder=defaults.max_num_seqs,
+            about="Say how long so many sequences held at once can be. Empty: max_num_seqs.",
+        ),
+    )
 
 
 def halves(vertical_alignment: Literal["top", "bottom"] = "top") -> tuple[DeltaGenerator, DeltaGenerator]:

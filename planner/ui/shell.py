@@ -28,6 +28,8 @@ def run() -> None:
             st.Page(VIEWS / "size.py", title="Size", icon=":material/straighten:", default=True),
             st.Page(VIEWS / "compare.py", title="Compare", icon=":material/scatter_plot:"),
             st.Page(VIEWS / "memory.py", title="Memory", icon=":material/memory:"),
+            st.Page(VIEWS / "simulate.py", title="Simulate", icon=":material/timeline:"),
+            st.Page(VIEWS / "step.py", title="Step", icon=":material/stacked_bar_chart:"),
             st.Page(VIEWS / "catalog.py", title="Catalog", icon=":material/menu_book:"),
         ],
         position="top",

@@ -11,6 +11,7 @@ from planner.domain.hardware import Gpu, Offer, Purchase
 from planner.domain.plan import Bottleneck, Plan, Rejection
 from planner.domain.units import GB_BYTES, MONTHS_PER_YEAR, TERA, bytes_to_gib, seconds_to_ms
 from planner.domain.workload import Preset
+from planner.export.evidence import spanned
 from planner.ui.format import latency, number, percent, rounded, signed_usd, usd
 
 PURCHASE_TITLES = {
@@ -82,6 +83,8 @@ def plan_table(plans: Iterable[Plan]) -> pd.DataFrame:
                 "Binds": BOTTLENECK_TITLES[plan.binding_constraint],
                 "Where": f"{plan.candidate.instance.provider} {plan.candidate.price.region}",
                 "Purchase": PURCHASE_TITLES[plan.candidate.price.purchase],
+                "TTFT 90 %": spanned(plan.ranges.ttft) if plan.ranges else "",
+                "TPOT 90 %": spanned(plan.ranges.tpot) if plan.ranges else "",
                 "Basis": plan.basis.value,
             }
             for plan in plans
@@ -136,6 +139,9 @@ def _figures(plan: Plan) -> tuple[_Figure, ...]:
         _Figure("$ per M tokens", usd(per_million), per_million),
         _Figure("TTFT p95", latency(ttft), ttft),
         _Figure("TPOT p95", latency(tpot), tpot),
+        _Figure("TTFT 90 %", spanned(plan.ranges.ttft) if plan.ranges else ""),
+        _Figure("TPOT 90 %", spanned(plan.ranges.tpot) if plan.ranges else ""),
+        _Figure("Basis", plan.basis.value),
         _Figure("Busy at peak", percent(plan.utilization_ratio), plan.utilization_ratio),
         _Figure("KV tokens", number(tokens), tokens),
         _Figure("Stranded GPUs", str(fleet.stranded_gpus), fleet.stranded_gpus),

@@ -16,7 +16,13 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.browser
 
 LOGS = Path(__file__).parents[1] / "calibrate" / "startup_logs"
-SHOWN = {"": "stMetric", "compare": "stPlotlyChart", "memory": "stPlotlyChart", "catalog": "stDataFrame"}
+SHOWN = {
+    "": "stMetric",
+    "compare": "stPlotlyChart",
+    "memory": "stPlotlyChart",
+    "simulate": "stPlotlyChart",
+    "catalog": "stDataFrame",
+}
 """What tells that a page has been drawn."""
 
 

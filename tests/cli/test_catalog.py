@@ -23,7 +23,7 @@ def test_a_broken_catalog_is_exit_1_and_named(cli: Cli, tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
     (data / "presets").mkdir()
-    for name in ("gpus", "instances"):
+    for name in ("gpus", "instances", "vllm_releases"):
         (data / f"{name}.csv").write_text(Path(f"data/{name}.csv").read_text())
     prices = Path("data/prices.csv").read_text().splitlines(keepends=True)
     (data / "prices.csv").write_text("".join(prices[:3]) + prices[2])

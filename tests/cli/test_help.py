@@ -12,6 +12,7 @@ VERBS = [
     ("validate",),
     ("memory",),
     ("simulate",),
+    ("explain",),
     ("catalog",),
     ("catalog", "check"),
     ("catalog", "list"),

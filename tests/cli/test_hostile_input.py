@@ -186,7 +186,7 @@ def test_earlier_predictions_are_told_of_after_success_alone(
     told = "earlier predictions in it are replaced"
     assert told in cli("validate", out).err
     assert told in cli("predict", out).err
-    assert "are needed" in cli("fit", "errors", out, "--calibration-dir", tmp_path).error
+    assert "are needed" in cli("fit", "errors", out, "--calibration-dir", tmp_path).err
     unmeasured = tmp_path / "unmeasured.csv"
     unmeasured.write_text(RUNS.replace("tpot_ms_mean", "pred_tpot_ms_mean"))
     assert "nothing measured" in cli("validate", unmeasured).error

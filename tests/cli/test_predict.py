@@ -60,6 +60,19 @@ def test_rows_come_back_in_order_with_their_cells(cli: Cli, runs_file: Path, tmp
     assert (answered["pred_ttft_ms_p50"] <= answered["pred_ttft_ms_p99"]).all()
 
 
+def test_a_measured_run_that_does_not_say_its_token_budget_has_a_wider_ttft(cli: Cli, tmp_path: Path) -> None:
+    record = {"source": "somebody's log", "max_num_seqs": "64"}
+    known = one(cli, tmp_path, **record, max_num_batched_tokens="8192")
+    assumed, question = one(cli, tmp_path, **record), one(cli, tmp_path, max_num_seqs="64")
+    for name, is_wider in (("ttft", True), ("tpot", False)):
+        spans = [
+            float(row[f"pred_{name}_ms_mean_high"]) / float(row[f"pred_{name}_ms_mean"])
+            for row in (known, question, assumed)
+        ]
+        assert spans[0] == pytest.approx(spans[1], rel=1e-4)
+        assert (spans[2] > 1.001 * spans[0]) == is_wider
+
+
 def test_the_order_of_rows_does_not_matter(cli: Cli, runs_file: Path, tmp_path: Path) -> None:
     lines = RUNS.splitlines()
     there = predicted(cli, tmp_path, RUNS)
@@ -180,6 +193,40 @@ def test_a_misspelt_column_is_told_of_and_an_unrelated_one_is_not(
     source.write_text(f"model,gpu,{column}\n{MODEL},L40S,8\n")
     err = cli("predict", source).err
     assert [line.removeprefix(f"{source}: ") for line in err.splitlines()[:-1]] == notes
+
+
+@pytest.mark.parametrize("rate", ["1e-308", "9e-7", "1.1e7"])
+def test_a_rate_out_of_range_is_an_error_of_its_row(cli: Cli, tmp_path: Path, rate: str) -> None:
+    row = one(cli, tmp_path, concurrency="", request_rate_per_s=rate)
+    assert (row["status"], row["reason"]) == (
+        "error",
+        f'column request_rate_per_s is "{rate}"; a number from 1e-06 up to 1e+07 is needed',
+    )
+
+
+def test_gaps_that_hardly_vary_are_answered(cli: Cli, tmp_path: Path) -> None:
+    assert one(cli, tmp_path, **OPEN_LOOP, arrival="gamma:1e-200", num_requests="10")["status"] == "ok"
+
+
+@pytest.mark.parametrize("method", ["steady", "simulate"])
+def test_requests_longer_than_the_engine_takes_are_rejected_by_both_methods(
+    cli: Cli, tmp_path: Path, method: str
+) -> None:
+    """Shortest: 90 + 20 tokens as given, 45 + 10 from half of that on."""
+    source, out = tmp_path / "in.csv", tmp_path / "out.csv"
+    header = "model,gpu,input_tokens,output_tokens,concurrency,length_low_ratio,max_model_len"
+    rows = [
+        f"{MODEL},L40S,90,20,1,{ratio},{length}"
+        for ratio, length in (("", 109), ("", 110), (0.5, 54), (0.5, 109))
+    ]
+    source.write_text("\n".join([header, *rows]), encoding="utf-8")
+    assert cli("predict", source, "--method", method, "--output", out).code == 0
+    found = pd.read_csv(out, keep_default_na=False)
+    # A prompt of 90 tokens is too long for 54 by itself.
+    assert found["status"].tolist() == ["rejected", "ok", "rejected", "ok"]
+    assert found["reason"][0] == (
+        "every request, prompt and answer, is longer than max_model_len 109: 110 tokens or more"
+    )
 
 
 def test_prompts_longer_than_the_engine_takes_are_rejected(cli: Cli, tmp_path: Path) -> None:

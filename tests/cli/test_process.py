@@ -5,7 +5,10 @@ import sys
 
 import pytest
 
-HEAVY = ("pandas", "scipy", "pyarrow", "streamlit", "plotly", "numba", "huggingface_hub", "vllm")
+HEAVY = (
+    *("pandas", "pyarrow", "streamlit", "plotly", "huggingface_hub", "vllm", "numba"),
+    *("scipy", "scipy.optimize", "scipy.sparse"),
+)
 PLAN = ("plan", "--model", "meta-llama/Llama-3.1-8B", "--preset", "chat", "--gpu", "L40S")
 
 
@@ -15,14 +18,37 @@ def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_plan_imports_nothing_heavy() -> None:
+def heavy_after(*arguments: str) -> list[str]:
+    """Heavy packages that a command line imported; raises where it failed."""
     code = (
         "import sys; from planner.cli import main; code = main(sys.argv[1:]); "
-        f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr); sys.exit(code)"
+        f"print(*[name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr); sys.exit(code)"
     )
-    result = python(code, *PLAN, "--json")
+    result = python(code, *arguments)
     assert result.returncode == 0, result.stderr
-    assert result.stderr.splitlines()[-1] == "[]"
+    return result.stderr.splitlines()[-1].split()
+
+
+def test_the_help_of_all_verbs_imports_nothing_heavy() -> None:
+    assert heavy_after("--help") == []
+
+
+def test_a_plan_in_closed_form_imports_nothing_heavy() -> None:
+    assert heavy_after(*PLAN, "--json", "--method", "steady") == []
+
+
+def test_a_plan_that_simulates_imports_the_compiler_alone() -> None:
+    # numba takes BLAS from scipy as it loads; none of ours is asked for.
+    assert heavy_after(*PLAN, "--json") == ["numba", "scipy"]
+
+
+def test_a_verb_imports_no_other() -> None:
+    code = "import sys; from planner.cli import main; main(['memory', '--help']); " + (
+        "print(*[name for name in sys.modules if name.startswith('planner.cli.')], file=sys.stderr)"
+    )
+    imported = python(code).stderr.split()
+    assert "planner.cli.memory" in imported
+    assert not {"planner.cli.plan", "planner.cli.simulate", "planner.cli.fit"} & set(imported)
 
 
 @pytest.mark.parametrize(
@@ -71,6 +97,16 @@ def test_an_interruption_is_exit_130(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setitem(catalog.LISTINGS, catalog.Topic.GPUS, interrupted)
     assert main(["catalog", "list", "gpus"]) == 130
+
+
+def test_an_interruption_of_the_imports_is_exit_130() -> None:
+    code = (
+        "import sys, signal; from planner.__main__ import start; "
+        "sys.setprofile(lambda *_: 'planner.cli' in sys.modules "
+        "and (sys.setprofile(None), signal.raise_signal(signal.SIGINT))); sys.exit(start())"
+    )
+    result = python(code, "--help")
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "")
 
 
 @pytest.mark.parametrize("verb", ["plan", "memory"])

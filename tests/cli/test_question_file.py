@@ -40,6 +40,7 @@ def test_files_are_looked_for_beside_the_question(tmp_path: Path) -> None:
         (b'prices = "a\\u0000b"', "prices holds a NUL character"),
         (b'previous = "a\\u0000b"', "previous holds a NUL character"),
         (b"requests_per_s = true", "requests_per_s is true; only include_untrusted may be"),
+        (b'calibration_dir = ""', "calibration_dir is empty; name a file or folder"),
         (b"top = false", "top is false; only include_untrusted may be"),
     ],
 )

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from planner.cli.simulate_report import REQUEST_COLUMNS
+from planner.export.simulation import REQUEST_COLUMNS
 from tests.cli.conftest import Cli
+from tests.export.plotted import figures
 
 LLAMA = ("simulate", "--model", "meta-llama/Llama-3.1-70B", "--weight-dtype", "fp8", "--gpu", "H100-SXM-80GB")
 CLOSED = (*LLAMA, "--tp", 4, "--concurrency", 8, "--input-tokens", 256, "--output-tokens", 32)
@@ -42,6 +43,18 @@ def test_a_closed_loop_as_json(cli: Cli) -> None:
         figures = found[name]
         assert 0 < figures["p50"] <= figures["p90"] <= figures["p95"] <= figures["p99"], name
     assert len({len(column) for column in found["series"].values()}) == 1
+
+
+def test_figures_as_a_page(cli: Cli, tmp_path: Path) -> None:
+    page = tmp_path / "run.html"
+    result = cli(*CLOSED, "--json", "--ttft-p95-ms", 500, "--plot", page)
+    assert result.code == 0
+    assert f"wrote {page}" in result.err
+    curves, over_time = figures(page.read_text(encoding="utf-8"))
+    ttft = next(trace for trace in curves if trace["name"] == "TTFT")
+    assert ttft["x"][ttft["y"].index(95.0)] == pytest.approx(result.json["ttft_ms"]["p95"], rel=1e-4)
+    running = next(trace for trace in over_time if trace["name"] == "running")
+    assert running["y"] == pytest.approx(result.json["series"]["running"], abs=1e-5)
 
 
 def test_a_seed_decides(cli: Cli) -> None:
@@ -87,12 +100,20 @@ def test_a_trace_of_prefixes(cli: Cli, tmp_path: Path) -> None:
     assert "prefix caching is off" in off.err
 
 
+def test_a_threshold_cuts_prompts(cli: Cli) -> None:
+    options = (*LLAMA, "--tp", 4, "--concurrency", 2, "--num-requests", 2)
+    options = (*options, "--input-tokens", 1000, "--output-tokens", 10, "--json")
+    whole, cut = (cli(*options, "--long-prefill-token-threshold", tokens).json for tokens in (0, 100))
+    assert cut["ttft_ms"]["p50"] > whole["ttft_ms"]["p50"]
+
+
 def test_what_does_not_fit_says_why(cli: Cli, tmp_path: Path) -> None:
     options = ("simulate", "--model", "meta-llama/Llama-3.1-70B", "--gpu", "H100-SXM-80GB")
     options = (*options, "--concurrency", "8", "--input-tokens", "256", "--output-tokens", "32")
-    output = tmp_path / "requests.csv"
-    result = cli(*options, "--csv", output)
+    output, page = tmp_path / "requests.csv", tmp_path / "run.html"
+    result = cli(*options, "--csv", output, "--plot", page)
     assert result.code == 1
+    assert "does not start: weights 131" in page.read_text(encoding="utf-8")
     assert result.out.startswith("Does not start: weights 131")
     assert output.read_text(encoding="utf-8").splitlines() == [",".join(REQUEST_COLUMNS)]
     as_json = cli(*options, "--json")
@@ -113,14 +134,20 @@ def test_what_does_not_fit_says_why(cli: Cli, tmp_path: Path) -> None:
         (("--concurrency", 1, "--input-tokens", "nan", "--output-tokens", 9), "input_tokens"),
         (("--concurrency", 1, "--input-tokens", 1e6, "--output-tokens", 9), "every request"),
         (("--concurrency", 1, "--arrival-cv", 2), "--arrival-cv does not go with --concurrency"),
+        (("--concurrency", 1, "--long-prefill-token-threshold", -1), "long_prefill_token_threshold"),
+        (("--concurrency", 1, "--long-prefill-token-threshold", 10**7), "above max_model_len"),
         (("--requests-per-s", 1, "--rate-scale", 2), "--rate-scale does not go with --requests-per-s"),
         (("--requests-per-s", "inf", "--input-tokens", 9, "--output-tokens", 9), "requests_per_s"),
         (("--requests-per-s", -1, "--input-tokens", 9, "--output-tokens", 9), "requests_per_s"),
+        (("--requests-per-s", 5e-324, "--input-tokens", 9, "--output-tokens", 9), "requests_per_s"),
         (("--trace", "TRACE", "--input-tokens", 9), "--input-tokens does not go with --trace"),
         (("--trace", "TRACE", "--rate-scale", 0), "--rate-scale must be"),
         (("--trace", "TRACE", "--rate-scale", "nan"), "--rate-scale must be"),
         (("--trace", "TRACE", "--num-requests", 0), "num-requests"),
         (("--trace", "TRACE", "--csv", "TRACE"), "this command reads it"),
+        (("--trace", "TRACE", "--plot", "TRACE"), "this command reads it"),
+        (("--trace", "TRACE", "--plot", "."), "it is a folder"),
+        (("--trace", "TRACE", "--csv", "x.csv", "--plot", "x.csv"), "twice"),
         (("--trace", "nowhere.csv"), "nowhere.csv: cannot be read"),
         (("--trace", "."), "cannot be read"),
         (("--concurrency", 1, "--ttft-p95-ms", "nan"), "--ttft-p95-ms must be"),

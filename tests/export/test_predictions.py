@@ -1,16 +1,18 @@
 """Prediction columns are a contract, and intervals hold what they are about."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from planner.domain.deployment import MemoryBudget
-from planner.domain.evidence import Accuracy, Basis, ErrorBand
+from planner.domain.evidence import UNKNOWN_BUDGET_SCALE, Accuracy, Basis, ErrorBand, LatencyError
 from planner.domain.plan import Latency
 from planner.export.predictions import (
     PREDICTION_COLUMNS,
     Outcome,
     Status,
     kv_token_interval,
+    predicted_ranges,
     prediction_cells,
 )
 from planner.planning.predict import Prediction
@@ -23,12 +25,8 @@ pred_kv_cache_tokens_high status reason basis
 """
 BAND = ErrorBand(
     basis=Basis.OPERATORS,
-    tpot_median_error_ratio=0.1,
-    ttft_median_error_ratio=0.3,
-    tpot_factor_low=0.9,
-    tpot_factor_high=1.2,
-    ttft_factor_low=0.5,
-    ttft_factor_high=2.0,
+    tpot=LatencyError(median_error_ratio=0.1, factor=1.25, half_width_ratio=0.2),
+    ttft=LatencyError(median_error_ratio=0.3, factor=4.0, half_width_ratio=1.5),
     runs=10,
     note="",
 )
@@ -72,12 +70,34 @@ def test_a_full_row() -> None:
     cells = prediction_cells(Outcome(prediction, Status.OK), Accuracy(source="", fitted_on="", bands=(BAND,)))
     row = dict(zip(PREDICTION_COLUMNS, cells, strict=True))
     assert row["pred_ttft_ms_mean"] == 100.0
-    assert (row["pred_ttft_ms_mean_low"], row["pred_ttft_ms_mean_high"]) == (50.0, 200.0)
-    assert (row["pred_tpot_ms_mean_low"], row["pred_tpot_ms_mean_high"]) == (9.0, 12.0)
+    assert (row["pred_ttft_ms_mean_low"], row["pred_ttft_ms_mean_high"]) == (25.0, 400.0)
+    assert (row["pred_tpot_ms_mean_low"], row["pred_tpot_ms_mean_high"]) == (8.0, 12.5)
     assert row["pred_kv_cache_tokens"] == 4000
     # 20 % of 4,000 bytes of overhead are 800 bytes, or 80 tokens.
     assert (row["pred_kv_cache_tokens_low"], row["pred_kv_cache_tokens_high"]) == (3920, 4080)
     assert (row["status"], row["reason"], row["basis"]) == ("ok", "", "operators")
+
+
+def test_ttft_alone_is_wider_where_the_token_budget_is_assumed() -> None:
+    prediction = Prediction(budget(40_000), LATENCY, 500.0, 0.2, 8.0, Basis.OPERATORS)
+    accuracy = Accuracy(source="", fitted_on="", bands=(BAND,))
+    known, assumed = (
+        predicted_ranges(Outcome(prediction, Status.OK, budget_known=said), accuracy)
+        for said in (True, False)
+    )
+    # 4 to the power of 1.25 is 4 x sqrt(2): 100 ms are 17.7 to 566 ms.
+    assert UNKNOWN_BUDGET_SCALE == 1.25
+    assert assumed.pop("ttft_ms_mean") == pytest.approx((100.0 / 32**0.5, 100.0 * 32**0.5))
+    assert known.pop("ttft_ms_mean") == pytest.approx((25.0, 400.0))
+    assert assumed == known
+
+
+def test_what_was_never_tested_has_no_range() -> None:
+    prediction = Prediction(budget(40_000), LATENCY, 500.0, 0.2, 8.0, Basis.TRANSFERRED)
+    ranges = predicted_ranges(
+        Outcome(prediction, Status.OK), Accuracy(source="", fitted_on="", bands=(BAND,))
+    )
+    assert set(ranges) == {"kv_cache_tokens"}
 
 
 def test_a_row_without_an_answer_is_empty_but_for_its_reason() -> None:

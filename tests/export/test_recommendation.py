@@ -22,7 +22,8 @@ rank provider region instance_type gpu gpus_per_instance tp pp replicas instance
 max_num_batched_tokens max_model_len gpu_memory_utilization ttft_ms_p95 tpot_ms_p95 capacity_requests_per_s
 utilization_ratio kv_cache_tokens purchase usd_per_hour usd_per_month usd_per_million_tokens
 usd_per_million_input_tokens usd_per_million_output_tokens saving_usd_per_month price_date price_source basis
-expected_error_ratio binding_constraint engine_command warnings
+expected_error_ratio binding_constraint engine_command warnings capacity_method steady_capacity_requests_per_s
+capacity_disagreement_ratio ttft_ms_p95_low ttft_ms_p95_high tpot_ms_p95_low tpot_ms_p95_high
 """
 MODEL = "meta-llama/Llama-3.1-8B"
 
@@ -44,6 +45,9 @@ def test_pandas_reads_every_row_with_its_type() -> None:
     assert table["rank"].tolist() == list(range(1, len(plans) + 1))
     for column in ("replicas", "tp", "kv_cache_tokens", "max_num_seqs"):
         assert pd.api.types.is_integer_dtype(table[column]), column
+    for name in ("ttft_ms_p95", "tpot_ms_p95"):
+        assert (table[f"{name}_low"] < table[name]).all()
+        assert (table[name] < table[f"{name}_high"]).all()
     for column in ("usd_per_month", "ttft_ms_p95", "utilization_ratio", "saving_usd_per_month"):
         assert pd.api.types.is_numeric_dtype(table[column]), column
     assert table["usd_per_month"].to_numpy() == pytest.approx(table["usd_per_hour"].to_numpy() * 730)

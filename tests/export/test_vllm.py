@@ -13,6 +13,7 @@ from planner.domain.units import GIB_BYTES
 from planner.export.vllm import missing_checkpoint, serve_command
 
 VLLM_FLAGS = {
+    "--long-prefill-token-threshold",
     "--tensor-parallel-size",
     "--pipeline-parallel-size",
     "--data-parallel-size",
@@ -69,6 +70,7 @@ def test_every_flag_is_one_of_vllm(llama: Model) -> None:
     )
     engine = ENGINE.model_copy(
         update={
+            "long_prefill_token_threshold": 512,
             "enforce_eager": True,
             "async_scheduling": False,
             "block_size": 32,

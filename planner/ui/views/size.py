@@ -3,9 +3,10 @@
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
+from planner.domain.evidence import Range
 from planner.domain.plan import Bottleneck, Plan
 from planner.domain.units import MONTHS_PER_YEAR, seconds_to_ms
-from planner.export.evidence import tested
+from planner.export.evidence import band_of, how_tested, spanned
 from planner.export.format import promised
 from planner.export.recommendation import (
     REJECTION_COLUMNS,
@@ -28,7 +29,7 @@ TILE_PX = 143
 def headline(plan: Plan) -> None:
     """What to buy, in one line, and what the prediction rests on."""
     candidate, fleet = plan.candidate, plan.fleet
-    band = answer.facts.accuracy.band(plan.basis)
+    band = band_of(plan, answer.facts.accuracy)
     place = f"{candidate.instance.provider} {candidate.price.region}"
     st.subheader(f"{fleet.instances} × {candidate.instance.instance_type}", anchor=False)
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
@@ -41,7 +42,8 @@ def headline(plan: Plan) -> None:
             plan.basis.value,
             icon=":material/science:",
             color="blue",
-            help=f"Rests on {plan.basis_detail}; {tested(band)}." + (f" Runs: {band.note}." if band else ""),
+            help=f"Rests on {plan.basis_detail}; {how_tested(band)}."
+            + (f" Runs: {band.note}." if band else ""),
         )
         for warning in plan_warnings(plan, answer.checkpoint):
             st.badge(warning, icon=":material/warning:", color="orange")
@@ -79,8 +81,9 @@ def tiles(plan: Plan) -> None:
                 help="Per million tokens at the mean load. Input and output split the cost by the GPU time each takes.",
             )
         with pair():
-            promise_tile("TTFT p95", plan.latency.ttft_p95_s, slo.ttft_p95_s)
-            promise_tile("TPOT p95", plan.latency.tpot_p95_s, slo.tpot_p95_s)
+            ranges = plan.ranges
+            promise_tile("TTFT p95", plan.latency.ttft_p95_s, ranges and ranges.ttft, slo.ttft_p95_s)
+            promise_tile("TPOT p95", plan.latency.tpot_p95_s, ranges and ranges.tpot, slo.tpot_p95_s)
         with pair():
             st.metric(
                 "Capacity, req/s",
@@ -113,8 +116,11 @@ def pair() -> DeltaGenerator:
     return st.container(horizontal=True, gap="xsmall", width="content", wrap=False)
 
 
-def promise_tile(name: str, value_s: float, promised_s: float | None) -> None:
+def promise_tile(name: str, value_s: float, found: Range | None, promised_s: float | None) -> None:
     """A latency beside what was promised."""
+    about = "Predicted at the peak, beside what you promise."
+    if found is not None:
+        about += f" {spanned(found)} with 90 %, as measured means were around predicted ones."
     st.metric(
         name,
         f"≈ {latency(value_s)}",
@@ -124,7 +130,7 @@ def promise_tile(name: str, value_s: float, promised_s: float | None) -> None:
         border=True,
         width=TILE_PX,
         height="stretch",
-        help="Predicted at the peak, beside what you promise.",
+        help=about,
     )
 
 
