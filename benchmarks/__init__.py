@@ -1,1 +1,1 @@
-"""Speed and size against the budgets of the design; `python -m benchmarks` prints one table."""
+"""Speed, size and error against budgets and against other programs; `python -m benchmarks` prints one table."""

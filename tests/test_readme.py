@@ -55,6 +55,8 @@ PAGES = (
     "docs/architecture.md",
     "docs/memory.md",
     "docs/accuracy.md",
+    "docs/benchmarks.md",
+    "docs/operators.md",
     "data/README.md",
 )
 
