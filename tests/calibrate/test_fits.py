@@ -285,7 +285,7 @@ def test_all_reduce_fit_recovers_the_times_that_made_the_table() -> None:
 
 
 def test_all_reduce_is_exact_at_measured_sizes_and_between_its_neighbours() -> None:
-    """Other kernels take over at some sizes: the curve follows, whatever the jump."""
+    """Other kernels take over at some sizes: the curve follows any jump, but no size is slower than a larger one."""
     jumps = np.exp(np.random.default_rng(2).normal(0.0, 0.3, ELEMENTS.size))
     measured_s = curve_s(known_curve()) * jumps
     fit = fit_all_reduce([engine_table(measured_s)], SLOW_NCCL, LINK_BYTES_PER_S, 8)
@@ -293,7 +293,7 @@ def test_all_reduce_is_exact_at_measured_sizes_and_between_its_neighbours() -> N
     sizes = ELEMENTS * 2.0
     # Ratios are kept to three digits of their logarithm: half of 0.001.
     assert collective_curve_s(sizes, LINK_BYTES_PER_S, curve) == pytest.approx(
-        np.minimum(measured_s, 3.0 * curve_s(known_curve())), rel=1e-3
+        np.minimum.accumulate(measured_s[::-1])[::-1], rel=1e-3
     )
     between_s = collective_curve_s(np.sqrt(sizes[1:] * sizes[:-1]), LINK_BYTES_PER_S, curve)
     smooth = curve.model_copy(update={"log2_bytes": (), "log_ratio": ()})
@@ -304,10 +304,10 @@ def test_all_reduce_is_exact_at_measured_sizes_and_between_its_neighbours() -> N
 
 
 def test_an_engine_slower_than_nccl_among_as_many_gpus_is_not_believed() -> None:
-    """A machine that was disturbed: at three sizes the engine takes four times as long as NCCL between 4 GPUs."""
+    """A disturbed machine: at the three largest sizes the engine takes four times as long as NCCL between 4 GPUs."""
     nccl_s, engine_s = curve_s(known_curve(constant_s=2e-5)), curve_s(known_curve())
     disturbed = np.zeros(ELEMENTS.size, dtype=np.bool_)
-    disturbed[5:8] = True
+    disturbed[-3:] = True
     four = engine_table(np.where(disturbed, 4.0 * nccl_s, engine_s))
     two = engine_table(np.where(disturbed, 4.0 * nccl_s, engine_s), ranks=2)
     both = fit_all_reduce([joined(two, four)], nccl_table(nccl_s), LINK_BYTES_PER_S, 8).engine

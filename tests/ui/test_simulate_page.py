@@ -246,7 +246,10 @@ def test_a_bad_trace_is_one_clear_line(page: Page, name: str, raw: bytes, messag
         ({"simulate_gpu_memory_utilization": "0"}, "gpu_memory_utilization must be greater than 0"),
         ({"simulate_length_low_ratio": "0"}, "length_low_ratio must be greater than 0"),
         ({"input_tokens": "0"}, "input_tokens must be greater than or equal to 1"),
-        ({"simulate_load": "rate", "requests_per_s": "0"}, "requests_per_s must be greater than 0"),
+        (
+            {"simulate_load": "rate", "requests_per_s": "0"},
+            "requests_per_s must be greater than or equal to 0.000001",
+        ),
         ({"simulate_input_tokens": "200000"}, "longer than max_model_len"),
     ],
 )
