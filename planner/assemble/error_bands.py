@@ -24,6 +24,7 @@ from planner.assemble.fit_serving import (
     fit_serving,
 )
 from planner.assemble.served import Means, Runnable, relative_errors, runnable
+from planner.assemble.serving_errors import load_part, model_name, tp_name
 from planner.calibrate.conformal import conformal_quantile, half_width
 from planner.catalog.load import gpus
 from planner.domain.base import InputError
@@ -44,6 +45,7 @@ from planner.planning.predict_simulated import predict_simulated
 
 Progress = Callable[[str, float], object]
 MODEL, TP, DEPLOYMENT = "each model", "each TP", "each deployment"
+LOAD_PARTS_NAMED = np.array(["one half of the loads", "the other half"])
 
 
 class _Residuals(NamedTuple):
@@ -113,9 +115,9 @@ def _means(simulated: Sequence[Prediction]) -> Means:
 def _tested(known: _Known, facts: Facts, progress: Progress) -> list[ErrorBand]:
     fits = _Fits(known.runs, progress)
     by_model, others = _by_model(known, facts, fits)
-    by_tp = _left_out(known, fits, known.names(_tp))
-    by_loads = _left_out(known, fits, _halves(known))
-    unseen = {MODEL: _model, TP: _tp}
+    by_tp = _left_out(known, fits, known.names(tp_name))
+    by_loads = _left_out(known, fits, LOAD_PARTS_NAMED[load_part(known.runs)])
+    unseen = {MODEL: model_name, TP: tp_name}
     tested = (
         (Basis.MEASURED, by_loads, {DEPLOYMENT: deployment_name}, "half of each deployment's loads left out"),
         (Basis.CALIBRATED, by_model.joined(by_tp), unseen, "each model left out, and each TP"),
@@ -184,7 +186,7 @@ class _Fits:
     def __init__(self, runs: Sequence[Runnable], progress: Progress) -> None:
         self._runs, self._progress = runs, progress
         self._found: dict[bytes, ServingFit] = {}
-        self._expected = len({_model(one) for one in runs}) + len({_tp(one) for one in runs}) + 2
+        self._expected = len({model_name(one) for one in runs}) + len({tp_name(one) for one in runs}) + 2
 
     def without(self, rows: BoolArray, name: str) -> ServingFit | None:
         """None where too few are left."""
@@ -227,7 +229,7 @@ def _by_model(known: _Known, facts: Facts, fits: _Fits) -> tuple[_Residuals, _Of
     measured = {one.run.case.gpu.name for one in known.runs}
     donors = [donor for donor in own if {donor.gpu.name} != measured]
     moved = [_with_kernels_of(donor, known, facts) for donor in donors]
-    names = known.names(_model)
+    names = known.names(model_name)
     mine, siblings, strangers = NONE, NONE, NONE
     for name in np.unique(names):
         rows = np.asarray(names == name)
@@ -290,23 +292,6 @@ def _disagreement(steady: Sequence[Prediction], simulated: Sequence[Prediction])
 
 def _chosen(runs: Sequence[Runnable], rows: BoolArray) -> list[Runnable]:
     return [one for one, wanted in zip(runs, rows, strict=True) if wanted]
-
-
-def _halves(known: _Known) -> np.ndarray:
-    """Every second run of each deployment, and the others."""
-    names, halves = known.names(deployment_name), np.zeros(len(known.runs), dtype=np.intp)
-    for name in np.unique(names):
-        rows = names == name
-        halves[rows] = np.arange(rows.sum()) % 2
-    return np.array(["one half of the loads", "the other half"])[halves]
-
-
-def _model(one: Runnable) -> str:
-    return one.run.case.model.name
-
-
-def _tp(one: Runnable) -> str:
-    return f"TP {one.run.case.parallelism.tp}"
 
 
 def _rounded(value: float) -> float:

@@ -7,7 +7,7 @@ import numpy as np
 
 from planner.assemble.fit_serving import FEWEST_RUNS, ServingFit, deployment_name, fit_serving
 from planner.assemble.served import Means, Runnable, relative_errors
-from planner.formulas.arrays import BoolArray, FloatArray
+from planner.formulas.arrays import BoolArray, FloatArray, IntArray
 from planner.formulas.host_time import NO_HOST_TIME
 from planner.formulas.tuning import NO_TUNING
 
@@ -42,17 +42,19 @@ class ServingRow(NamedTuple):
         return self.tpot_before, self.tpot, self.ttft_before, self.ttft
 
 
-def _model_name(one: Runnable) -> str:
+def model_name(one: Runnable) -> str:
+    """The model that a run served."""
     return one.run.case.model.name
 
 
-def _tp_name(one: Runnable) -> str:
+def tp_name(one: Runnable) -> str:
+    """The degree that it was divided by."""
     return f"TP {one.run.case.parallelism.tp}"
 
 
 KINDS: tuple[tuple[str, Callable[[Runnable], str]], ...] = (
-    ("each model", _model_name),
-    ("each TP", _tp_name),
+    ("each model", model_name),
+    ("each TP", tp_name),
     ("each deployment", deployment_name),
 )
 LOADS = "half of each deployment's loads"
@@ -143,13 +145,18 @@ def _parts(runs: Sequence[Runnable], name_of: Callable[[Runnable], str]) -> dict
     return {str(name): np.asarray(names == name, dtype=np.bool_) for name in np.unique(names)}
 
 
-def _halves(runs: Sequence[Runnable]) -> dict[str, BoolArray]:
-    """Every second run of each deployment, and the others."""
+def load_part(runs: Sequence[Runnable]) -> IntArray:
+    """Deals the runs of each deployment out in turn: the number of each run's part, from 0."""
     number = np.zeros(len(runs), dtype=np.int64)
     for rows in _parts(runs, deployment_name).values():
         number[rows] = np.arange(rows.sum())
+    return np.asarray(number % LOAD_PARTS, dtype=np.int64)
+
+
+def _halves(runs: Sequence[Runnable]) -> dict[str, BoolArray]:
+    part = load_part(runs)
     return {
-        f"loads {half + 1} of {LOAD_PARTS}": np.asarray(number % LOAD_PARTS == half, dtype=np.bool_)
+        f"loads {half + 1} of {LOAD_PARTS}": np.asarray(part == half, dtype=np.bool_)
         for half in range(LOAD_PARTS)
     }
 

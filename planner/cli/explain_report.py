@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from planner.cli.deployment_json import deployment_json
 from planner.cli.screen import Json, records, say, show_json, show_table
 from planner.domain.units import seconds_to_ms
 from planner.export.breakdown import (
@@ -42,24 +43,9 @@ def show_step(case: Case, answer: StepExplained, *, as_json: bool) -> None:
 
 def step_json(case: Case, answer: StepExplained) -> dict[str, Json]:
     """The whole answer as one JSON object."""
-    layout, engine, sized, found = case.parallelism, case.engine, answer.sized, answer.breakdown
+    sized, found = answer.sized, answer.breakdown
     return {
-        "model": case.model.name,
-        "gpu": case.gpu.name,
-        "tp": layout.tp,
-        "pp": layout.pp,
-        "dp": layout.dp,
-        "ep": layout.ep,
-        "weight_dtype": case.model.weight_dtype.value,
-        "kv_dtype": case.kv_dtype.value,
-        "engine_version": engine.engine_version,
-        "max_model_len": engine.max_model_len,
-        "max_num_seqs": engine.max_num_seqs,
-        "max_num_batched_tokens": engine.max_num_batched_tokens,
-        "async_scheduling": engine.async_scheduling,
-        "fits": sized.refusal is None,
-        "reason": None if sized.refusal is None else sized.refusal.reason,
-        "basis": None if sized.placed is None else sized.placed.basis.value,
+        **deployment_json(case, sized),
         "batch": answer.asked.batch,
         "context_tokens": answer.asked.context_tokens if answer.asked.batch else None,
         "prompt_tokens": answer.asked.prompt_tokens,

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
+from planner.cli.deployment_json import deployment_json
 from planner.cli.screen import Json, say, show_json, show_table
 from planner.domain.evidence import LatencyRanges
 from planner.domain.units import seconds_to_ms
@@ -64,24 +65,9 @@ def show_simulation(answer: SimulationAnswer, *, as_json: bool) -> None:
 def simulation_json(answer: SimulationAnswer) -> dict[str, Json]:
     """The whole answer as one JSON object."""
     case, traffic, slo, found = answer
-    layout, engine, sized = case.parallelism, case.engine, found.sized
+    sized = found.sized
     return {
-        "model": case.model.name,
-        "gpu": case.gpu.name,
-        "tp": layout.tp,
-        "pp": layout.pp,
-        "dp": layout.dp,
-        "ep": layout.ep,
-        "weight_dtype": case.model.weight_dtype.value,
-        "kv_dtype": case.kv_dtype.value,
-        "engine_version": engine.engine_version,
-        "max_model_len": engine.max_model_len,
-        "max_num_seqs": engine.max_num_seqs,
-        "max_num_batched_tokens": engine.max_num_batched_tokens,
-        "async_scheduling": engine.async_scheduling,
-        "fits": sized.refusal is None,
-        "reason": None if sized.refusal is None else sized.refusal.reason,
-        "basis": None if sized.placed is None else sized.placed.basis.value,
+        **deployment_json(case, sized),
         "kv_cache_tokens": None if sized.budget is None else sized.budget.kv_cache_tokens,
         "users": traffic.users or None,
         "ttft_p95_limit_ms": None if slo.ttft_p95_s is None else seconds_to_ms(slo.ttft_p95_s),
