@@ -16,7 +16,15 @@ from planner.catalog.nearest import unknown
 from planner.cli.screen import note, say, show_markdown, show_table
 from planner.domain.base import InputError
 
-NAMES = ("simulator", "compilation", "aiconfigurator", "planning", "predictions", "capacity_disagreement")
+NAMES = (
+    "simulator",
+    "compilation",
+    "aiconfigurator",
+    "planning",
+    "predictions",
+    "capacity_disagreement",
+    "calibration",
+)
 """Modules beside this one, each with `rows(inputs)`, or with a `main()` that prints a table of its own."""
 BUSY = 0.5
 """Processes a core, before anything was started, above which wall times say as much of others as of us."""

@@ -5,8 +5,11 @@
 | measured | half of each deployment's loads left out |
 | calibrated | each model left out, and each TP |
 | operators | each model left out; what is fitted besides kernels is not of one GPU |
-| transferred | each model left out, kernels of another GPU of the same architecture on this one's datasheet |
+| transferred | each model left out, and each TP, kernels of a GPU of the same architecture on this one's datasheet |
 | datasheet | the same with kernels of other architectures |
+
+A bound made of two models says little of a third whose kernels are of another kind, and three models are too few to
+learn the kinds from. So what is wider, and by how much, is set beforehand from kernel tables (`ROUGH_KERNELS_TPOT`).
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +28,7 @@ from planner.assemble.fit_serving import (
 )
 from planner.assemble.served import Means, Runnable, relative_errors, runnable
 from planner.assemble.serving_errors import load_part, model_name, tp_name
-from planner.calibrate.conformal import conformal_quantile, half_width
+from planner.calibrate.conformal import LeftOut, conformal_quantile, half_width
 from planner.catalog.load import gpus
 from planner.domain.base import InputError
 from planner.domain.evidence import (
@@ -34,44 +37,90 @@ from planner.domain.evidence import (
     Disagreement,
     ErrorBand,
     LatencyError,
-    ttft_scale,
 )
 from planner.domain.hardware import Gpu
 from planner.formulas.arrays import BoolArray, FloatArray
 from planner.formulas.operators import GpuOperators, transfer
+from planner.planning.basis import has_rough_kernels
 from planner.planning.facts import Facts
 from planner.planning.predict import Prediction, predict
 from planner.planning.predict_simulated import predict_simulated
 
 Progress = Callable[[str, float], object]
 MODEL, TP, DEPLOYMENT = "each model", "each TP", "each deployment"
+UNSEEN: dict[str, Callable[[Runnable], str]] = {MODEL: model_name, TP: tp_name}
 LOAD_PARTS_NAMED = np.array(["one half of the loads", "the other half"])
+
+ROUGH_KERNELS_TPOT = {
+    Basis.MEASURED: 1.0,
+    Basis.CALIBRATED: 1.5,
+    Basis.OPERATORS: 1.5,
+    Basis.TRANSFERRED: 2.5,
+    Basis.DATASHEET: 2.5,
+}
+"""How much wider TPOT is, in logarithms, for models with experts or 4-bit weights. The forms of experts' kernels are
+1.7 to 3.0 times as far from held-out rows of tables as those of linear layers, and a step is not kernels alone. Another
+GPU's kernels are 1.9 (same architecture) and 2.5 (others) times as far off for such models as for others, besides the
+shift that all share: 95 models, 20 pairs of GPUs with tables. A deployment that was run has that in its ratios."""
+ROUGH_KERNELS_TTFT = {Basis.DATASHEET: 1.5}
+"""The same of TTFT, of which kernels are the smaller part of the error as long as they are of the same architecture."""
+UNKNOWN_BUDGET_TTFT = {Basis.MEASURED: 2.5}
+UNKNOWN_BUDGET_ELSE = 1.25
+"""How much wider TTFT is, in logarithms, where the token budget is not recorded. TTFT of such runs is not fitted, so
+having run the deployment does not help them."""
+
+
+class _Doubt(NamedTuple):
+    """How much wider the range of one latency is, in logarithms."""
+
+    rough_kernels: float = 1.0
+    unknown_budget: float = 1.0
+
+
+class _Doubts(NamedTuple):
+    """Of both latencies."""
+
+    tpot: _Doubt
+    ttft: _Doubt
+
+
+def _doubts(basis: Basis) -> _Doubts:
+    budget = UNKNOWN_BUDGET_TTFT.get(basis, UNKNOWN_BUDGET_ELSE)
+    return _Doubts(_Doubt(ROUGH_KERNELS_TPOT[basis]), _Doubt(ROUGH_KERNELS_TTFT.get(basis, 1.0), budget))
 
 
 class _Residuals(NamedTuple):
-    """Predictions of left-out runs: logarithms of measured / predicted, and which run each is of."""
+    """Predictions of left-out runs: logarithms of measured / predicted, which run each is of, and what was left out."""
 
     ttft: FloatArray
     tpot: FloatArray
     run: np.ndarray
+    left_out: np.ndarray
+    """MODEL, TP or DEPLOYMENT."""
 
     def joined(self, other: "_Residuals") -> "_Residuals":
         return _Residuals(*(np.concatenate(pair) for pair in zip(self, other, strict=True)))
 
 
-NONE = _Residuals(np.zeros(0), np.zeros(0), np.zeros(0, dtype=np.intp))
+NONE = _Residuals(np.zeros(0), np.zeros(0), np.zeros(0, dtype=np.intp), np.zeros(0, dtype=np.str_))
 
 
 class _Known(NamedTuple):
     """The measured runs."""
 
     runs: list[Runnable]
-    ttft_scale: FloatArray
-    """How much more uncertain each run's TTFT is than where the token budget is known."""
+    rough_kernels: BoolArray
+    """Models with experts or 4-bit weights."""
+    budget_known: BoolArray
     source: str
 
     def names(self, of: Callable[[Runnable], str]) -> np.ndarray:
         return np.array([of(one) for one in self.runs])
+
+    def doubted(self, run: np.ndarray, doubt: _Doubt) -> FloatArray:
+        """How far each of these runs may be beside those without doubt."""
+        rough = np.where(self.rough_kernels[run], doubt.rough_kernels, 1.0)
+        return np.asarray(rough * np.where(self.budget_known[run], 1.0, doubt.unknown_budget))
 
 
 def fit_error_bands(
@@ -90,7 +139,8 @@ def fit_error_bands(
     check_unit(runs, _means(simulated))
     known = _Known(
         runs,
-        np.array([ttft_scale(budget_known=one.run.says_batch) for one in runs]),
+        np.array([has_rough_kernels(one.run.case.model) for one in runs]),
+        np.array([one.run.says_batch for one in runs]),
         f"{source} ({', '.join(dict.fromkeys(case.gpu.name for case in cases))})",
     )
     found = _tested(known, facts, progress)
@@ -114,70 +164,87 @@ def _means(simulated: Sequence[Prediction]) -> Means:
 
 def _tested(known: _Known, facts: Facts, progress: Progress) -> list[ErrorBand]:
     fits = _Fits(known.runs, progress)
-    by_model, others = _by_model(known, facts, fits)
-    by_tp = _left_out(known, fits, known.names(tp_name))
-    by_loads = _left_out(known, fits, LOAD_PARTS_NAMED[load_part(known.runs)])
-    unseen = {MODEL: model_name, TP: tp_name}
+    everything = _Predicted(known.runs, np.ones(len(known.runs), dtype=np.bool_))
+    by_model = _left_out(known, fits, MODEL, [everything])
+    by_tp = _left_out(known, fits, TP, [everything])
+    by_loads = _left_out(known, fits, DEPLOYMENT, [everything])
+    others = _of_others(known, facts, fits)
     tested = (
         (Basis.MEASURED, by_loads, {DEPLOYMENT: deployment_name}, "half of each deployment's loads left out"),
-        (Basis.CALIBRATED, by_model.joined(by_tp), unseen, "each model left out, and each TP"),
+        (Basis.CALIBRATED, by_model.joined(by_tp), UNSEEN, "each model left out, and each TP"),
         (
             Basis.OPERATORS,
             by_model,
-            unseen,
+            UNSEEN,
             "each model left out; how kernel tables of GPUs that never ran differ was not measured",
         ),
         (
             Basis.TRANSFERRED,
             others.siblings,
-            unseen,
-            f"each model left out, with kernels of {others.named(siblings=True)} scaled by datasheet",
+            UNSEEN,
+            f"each model left out, and each TP, with kernels of {others.named(siblings=True)} scaled by datasheet",
         ),
         (
             Basis.DATASHEET,
             others.strangers,
-            unseen,
-            f"each model left out, with kernels of {others.named(siblings=False)} scaled by datasheet",
+            UNSEEN,
+            f"each model left out, and each TP, with kernels of {others.named(siblings=False)} scaled by datasheet",
         ),
     )
     bands: list[ErrorBand] = []
     for basis, residuals, groups, how in tested:
         if residuals.run.size < FEWEST_RUNS:
             continue
-        of_run = {kind: known.names(of)[residuals.run] for kind, of in groups.items()}
-        band = ErrorBand(
-            basis=basis,
-            tpot=_error(residuals.tpot, np.ones(residuals.run.size), of_run),
-            ttft=_error(residuals.ttft, known.ttft_scale[residuals.run], of_run),
-            runs=np.unique(residuals.run).size,
-            note=f"{known.source}, {how}",
+        tests = {kind: _left_out_by(kind, known.names(of), residuals) for kind, of in groups.items()}
+        doubts = _doubts(basis)
+        least = bands[-1] if bands else None
+        bands.append(
+            ErrorBand(
+                basis=basis,
+                tpot=_error(
+                    _Scaled(residuals.tpot, doubts.tpot, known.doubted(residuals.run, doubts.tpot)),
+                    tests,
+                    least.tpot.factor if least else 1.0,
+                ),
+                ttft=_error(
+                    _Scaled(residuals.ttft, doubts.ttft, known.doubted(residuals.run, doubts.ttft)),
+                    tests,
+                    least.ttft.factor if least else 1.0,
+                ),
+                runs=np.unique(residuals.run).size,
+                note=f"{known.source}, {how}",
+            )
         )
-        bands.append(_at_least(band, bands[-1]) if bands else band)
     return bands
 
 
-def _error(residuals: FloatArray, scales: FloatArray, groups: dict[str, np.ndarray]) -> LatencyError:
-    found = half_width(np.abs(residuals) / scales, groups)
+def _left_out_by(kind: str, names: np.ndarray, residuals: _Residuals) -> LeftOut:
+    """Where no run was predicted without its group of this kind, all are counted."""
+    without = np.asarray(residuals.left_out == kind)
+    return LeftOut(names[residuals.run], without if without.any() else np.ones_like(without))
+
+
+class _Scaled(NamedTuple):
+    """Residuals of one latency, and how far each may be beside the others."""
+
+    residuals: FloatArray
+    doubt: _Doubt
+    scales: FloatArray
+
+
+def _error(scaled: _Scaled, tests: dict[str, LeftOut], least_factor: float) -> LatencyError:
+    """A range no narrower than that of better evidence, `least_factor`."""
+    residuals, doubt, scales = scaled
+    found = half_width(np.abs(residuals) / scales, tests)
+    factor = max(_rounded(np.exp(found.value)), least_factor)
     return LatencyError(
         median_error_ratio=_rounded(np.median(np.abs(np.expm1(-residuals)))),
-        factor=_rounded(np.exp(found.value)),
-        half_width_ratio=_rounded(np.median(np.sinh(found.value * scales))),
+        factor=factor,
+        rough_kernels_scale=doubt.rough_kernels,
+        unknown_budget_scale=doubt.unknown_budget,
+        half_width_ratio=_rounded(np.median(np.sinh(np.log(factor) * scales))),
         coverage_ratio={kind: _rounded(share) for kind, share in found.coverage_ratio.items()},
     )
-
-
-def _at_least(band: ErrorBand, better: ErrorBand) -> ErrorBand:
-    """A band no narrower than that of better evidence."""
-    wider = {
-        name: mine.model_copy(
-            update={
-                "factor": max(mine.factor, theirs.factor),
-                "half_width_ratio": max(mine.half_width_ratio, theirs.half_width_ratio),
-            }
-        )
-        for name, mine, theirs in (("tpot", band.tpot, better.tpot), ("ttft", band.ttft, better.ttft))
-    }
-    return band.model_copy(update=wider)
 
 
 class _Fits:
@@ -199,13 +266,23 @@ class _Fits:
         return self._found[key]
 
 
-def _left_out(known: _Known, fits: _Fits, names: np.ndarray) -> _Residuals:
+class _Predicted(NamedTuple):
+    """The runs with the kernels of one GPU, and which of them are asked."""
+
+    runs: list[Runnable]
+    asked: BoolArray
+
+
+def _left_out(known: _Known, fits: _Fits, kind: str, predicted: Sequence[_Predicted]) -> _Residuals:
+    names = LOAD_PARTS_NAMED[load_part(known.runs)] if kind == DEPLOYMENT else known.names(UNSEEN[kind])
     found = NONE
     for name in np.unique(names):
         rows = np.asarray(names == name)
         fit = fits.without(rows, str(name))
-        if fit is not None:
-            found = found.joined(_residuals(known.runs, rows, fit))
+        if fit is None:
+            continue
+        for one in predicted:
+            found = found.joined(_residuals(one.runs, rows & one.asked, fit, kind))
     return found
 
 
@@ -223,26 +300,23 @@ class _OfOthers(NamedTuple):
         )
 
 
-def _by_model(known: _Known, facts: Facts, fits: _Fits) -> tuple[_Residuals, _OfOthers]:
-    """Residuals with each model left out: with the GPU's own kernels, and with every other GPU's."""
+def _of_others(known: _Known, facts: Facts, fits: _Fits) -> _OfOthers:
+    """Residuals with each model, and each TP, left out, with every other GPU's kernels."""
     own = [found for gpu in gpus() if (found := facts.operators_for(gpu)).basis is Basis.OPERATORS]
     measured = {one.run.case.gpu.name for one in known.runs}
     donors = [donor for donor in own if {donor.gpu.name} != measured]
-    moved = [_with_kernels_of(donor, known, facts) for donor in donors]
-    names = known.names(model_name)
-    mine, siblings, strangers = NONE, NONE, NONE
-    for name in np.unique(names):
-        rows = np.asarray(names == name)
-        fit = fits.without(rows, str(name))
-        if fit is None:
-            continue
-        mine = mine.joined(_residuals(known.runs, rows, fit))
-        for donor, runs in zip(donors, moved, strict=True):
-            related = np.array([_relation(donor, one) for one in known.runs])
-            siblings = siblings.joined(_residuals(runs, rows & (related == SIBLING), fit))
-            strangers = strangers.joined(_residuals(runs, rows & (related == STRANGER), fit))
+    moved = [(donor, _with_kernels_of(donor, known, facts)) for donor in donors]
+
+    def related(relation: str) -> _Residuals:
+        predicted = [
+            _Predicted(runs, np.array([_relation(donor, one) == relation for one in known.runs]))
+            for donor, runs in moved
+        ]
+        by_model = _left_out(known, fits, MODEL, predicted)
+        return by_model.joined(_left_out(known, fits, TP, predicted)) if by_model.run.size else NONE
+
     architectures = frozenset(one.run.case.gpu.architecture for one in known.runs)
-    return mine, _OfOthers(siblings, strangers, tuple(donor.gpu for donor in donors), architectures)
+    return _OfOthers(related(SIBLING), related(STRANGER), tuple(donor.gpu for donor in donors), architectures)
 
 
 SAME, SIBLING, STRANGER = "same", "sibling", "stranger"
@@ -264,9 +338,10 @@ def _with_kernels_of(donor: GpuOperators, known: _Known, facts: Facts) -> list[R
     return runnable([one.run for one in known.runs], facts._replace(operators_for=operators_for))
 
 
-def _residuals(runs: Sequence[Runnable], rows: BoolArray, fit: ServingFit) -> _Residuals:
+def _residuals(runs: Sequence[Runnable], rows: BoolArray, fit: ServingFit, left_out: str) -> _Residuals:
     errors = relative_errors(_chosen(runs, rows), *fit)
-    return _Residuals(-np.log1p(errors.ttft), -np.log1p(errors.tpot), np.flatnonzero(rows))
+    run = np.flatnonzero(rows)
+    return _Residuals(-np.log1p(errors.ttft), -np.log1p(errors.tpot), run, np.full(run.size, left_out))
 
 
 def _disagreement(steady: Sequence[Prediction], simulated: Sequence[Prediction]) -> Disagreement:

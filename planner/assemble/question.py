@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from planner.calibrate.store import calibration_directories, operators_for, read_accuracy
+from planner.calibrate.store import calibration_directories, gpu_fits, operators_for, read_accuracy
 from planner.catalog.load import apply_price_overrides, find_gpu, find_preset, gpus, offers
 from planner.catalog.memory_coefficients import read_memory_coefficients
 from planner.catalog.model_config import with_weight_dtype
@@ -233,9 +233,11 @@ def facts_for(
         include_untrusted=include_untrusted, prices=prices, calibration_dir=calibration_dir
     )
     serving = read_serving(calibration_dir)
+    stepwise = [one for fit in gpu_fits(calibration_directories(calibration_dir)) for one in fit.deployments]
+    deployments = (*serving.tuning.deployments, *stepwise)
     return facts._replace(
         host=serving.host,
-        tuning=serving.tuning,
+        tuning=serving.tuning.model_copy(update={"deployments": deployments}),
         accuracy=read_accuracy(calibration_directories(calibration_dir)),
     )
 

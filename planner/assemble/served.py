@@ -13,8 +13,9 @@ from planner.formulas.step import StepModel
 from planner.formulas.tuning import ServingTuning, step_tuning
 from planner.planning.facts import Facts
 from planner.planning.predict import Case, size
-from planner.planning.simulate import captured, drawn_traffic, engine_of
+from planner.planning.simulate import captured, drawn_traffic, engine_of, ranks_together
 from planner.planning.sizing import Placed, Sizer, step_of
+from planner.serving.lockstep import Load, simulate_in_step
 from planner.serving.scheduler_types import RequestStream
 from planner.serving.simulation import Replica, simulate, step_times, tpot_s, ttft_s
 
@@ -102,7 +103,11 @@ def _simulated(
     one: Runnable, host: HostTime, tuning: ServingTuning, steps: dict[str, StepModel]
 ) -> tuple[float, float]:
     served = _tuned(one, host, tuning, steps)
-    out = simulate(served, one.stream, users=one.users)
+    ranks = ranks_together(one.placed.model, one.run.case.parallelism)
+    if ranks > 1:
+        (out,) = simulate_in_step(served, [Load(one.stream, one.users)], ranks)
+    else:
+        out = simulate(served, one.stream, users=one.users)
     waits = out.finished_s - out.sent_s
     span_s = float(out.finished_s.max() - out.sent_s.min())
     in_flight = float(one.users) if one.users else float(waits.sum()) / span_s

@@ -3,7 +3,8 @@
 Split-conformal prediction (Vovk; Lei et al. 2018) takes a quantile of the scores of runs that were not fitted, which
 covers a new run as likely as stated if it is exchangeable with them. Runs of one model share most of their error, and
 models are few. So the quantile is tested with each group left out of it in turn (Dunn, Wasserman and Ramdas 2023) and
-widened, by one factor, until runs of groups it did not see are covered.
+widened, by one factor, until runs of groups it did not see are covered. Only runs whose prediction did not see their
+group either are counted in that test.
 """
 
 from collections.abc import Mapping
@@ -20,6 +21,15 @@ WIDENING_STEP = 0.025
 MOST_WIDENED = 2.0
 
 
+class LeftOut(NamedTuple):
+    """One way of leaving scores out, a group at a time."""
+
+    groups: np.ndarray
+    """Name of the group of each score."""
+    predicted_without: BoolArray
+    """Whether the prediction behind each score did not see its group; the others are not counted."""
+
+
 class HalfWidth(NamedTuple):
     """A bound on scores."""
 
@@ -28,17 +38,19 @@ class HalfWidth(NamedTuple):
     """Share of scores within bounds made without their group, by kind of group."""
 
 
-def half_width(scores: FloatArray, groups: Mapping[str, np.ndarray]) -> HalfWidth:
-    """The bound that holds 90 % of scores; `groups`: of each kind, the group of every score.
+def half_width(scores: FloatArray, left_out: Mapping[str, LeftOut]) -> HalfWidth:
+    """The bound that holds 90 % of scores; `left_out`: kinds of groups that it is tested on.
 
     Widened until at least 85 % of the scores of unseen groups are held, or 95 % of all would be.
     """
-    labels = {kind: names for kind, names in groups.items() if np.unique(names).size > 1}
+    tests = {kind: one for kind, one in left_out.items() if np.unique(one.groups).size > 1}
     bound = conformal_quantile(scores)
     widened = 1.0
     while True:
-        held = {kind: held_without_group(scores, names, widened) for kind, names in labels.items()}
-        coverage = {kind: float(inside.mean()) for kind, inside in held.items()}
+        coverage = {
+            kind: float(held_without_group(scores, one.groups, widened)[one.predicted_without].mean())
+            for kind, one in tests.items()
+        }
         wide_enough = all(share >= LEAST_COVERAGE for share in coverage.values())
         next_widened = widened + WIDENING_STEP
         too_wide = float((scores <= bound * next_widened).mean()) > MOST_COVERAGE

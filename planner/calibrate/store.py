@@ -11,14 +11,18 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from planner.calibrate.plain_operators import plain_operators
 from planner.catalog.calibration_files import is_there
 from planner.catalog.paths import shipped_calibration_dir, user_calibration_dir
 from planner.domain.base import InputError
 from planner.domain.evidence import Accuracy, Basis
 from planner.domain.hardware import Gpu
+from planner.formulas.gpu_fit import GPU_FIT_FORMAT, GpuFit
 from planner.formulas.operators.coefficients import OPERATOR_FORMAT, GpuOperators, OperatorCoefficients
+from planner.formulas.operators.scales import scaled
 
 OPERATORS_FOLDER = "operators"
+GPU_FITS_FOLDER = "gpus"
 ACCURACY_FILE = "accuracy.json"
 
 DONOR_OF_ARCHITECTURE = {
@@ -56,8 +60,16 @@ def write_coefficients(coefficients: OperatorCoefficients, directory: Path) -> P
 
     Raises InputError where the directory cannot be written; a file already there is then left as it was.
     """
-    path = operators_path(directory, coefficients.gpu)
-    indented = coefficients.model_dump_json(indent=1)
+    return _write(operators_path(directory, coefficients.gpu), coefficients.model_dump_json(indent=1))
+
+
+def write_gpu_fit(fit: GpuFit, directory: Path) -> Path:
+    """Writes what steps measured on one GPU say, likewise."""
+    return _write(gpu_fit_path(directory, fit.gpu.name), fit.model_dump_json(indent=1))
+
+
+def _write(path: Path, indented: str) -> Path:
+    """A whole file of JSON, its lists of numbers on one line each, or none."""
     text = _NUMBER_LIST.sub(lambda found: " ".join(found.group().split()), indented) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -123,7 +135,7 @@ def _find(gpu: str, directories: Sequence[Path]) -> Path | None:
     return next((path for path in paths if is_there(path)), None)
 
 
-def operators_for(gpu: Gpu, directories: Sequence[Path]) -> GpuOperators:
+def table_operators_for(gpu: Gpu, directories: Sequence[Path]) -> GpuOperators:
     """A GPU's own coefficients from the first directory that has them, else its measured sibling's, labelled.
 
     Raises InputError where there is neither, or a file is broken.
@@ -141,6 +153,62 @@ def operators_for(gpu: Gpu, directories: Sequence[Path]) -> GpuOperators:
         )
     basis = Basis.TRANSFERRED if sibling else Basis.DATASHEET
     return GpuOperators(gpu, _of_gpu(path, donor), basis, donor)
+
+
+def operators_for(gpu: Gpu, directories: Sequence[Path]) -> GpuOperators:
+    """The same, with what steps measured on this GPU say of its kernels, where there are any."""
+    fit = gpu_fit(gpu.name, directories)
+    return table_operators_for(gpu, directories) if fit is None else fitted_operators(fit, directories)
+
+
+def fitted_operators(fit: GpuFit, directories: Sequence[Path]) -> GpuOperators:
+    """Kernels as the measured steps have them."""
+    before = plain_operators(fit.gpu) if fit.plain else table_operators_for(fit.gpu, directories)
+    return before._replace(
+        coefficients=scaled(before.coefficients, fit.scales), basis=Basis.CALIBRATED, host=fit.host
+    )
+
+
+def gpu_fit_path(directory: Path, gpu: str) -> Path:
+    """File of what steps measured on one GPU say, in a calibration directory."""
+    return directory / GPU_FITS_FOLDER / f"{gpu}.json"
+
+
+def gpu_fit(gpu: str, directories: Sequence[Path]) -> GpuFit | None:
+    """What steps measured on a GPU say, from the first directory that has it; None where none has.
+
+    Raises InputError where the file is not what `fit runs` writes.
+    """
+    paths = (gpu_fit_path(directory, gpu) for directory in directories)
+    path = next((path for path in paths if is_there(path)), None)
+    return None if path is None else _gpu_fit(path)
+
+
+def gpu_fits(directories: Sequence[Path]) -> tuple[GpuFit, ...]:
+    """Every GPU's, each from the first directory that has it. Raises InputError as `gpu_fit` does."""
+    found: dict[str, GpuFit] = {}
+    for directory in directories:
+        try:
+            paths = sorted((directory / GPU_FITS_FOLDER).glob("*.json"))
+        except OSError as error:
+            raise InputError(f"{directory} cannot be read: {error.strerror or error}") from None
+        for path in paths:
+            fit = _gpu_fit(path)
+            found.setdefault(fit.gpu.name, fit)
+    return tuple(found.values())
+
+
+def _gpu_fit(path: Path) -> GpuFit:
+    fit = _parse(path, GpuFit, "fit runs DIR")
+    if fit.format != GPU_FIT_FORMAT:
+        raise InputError(
+            f"{path}: has format {fit.format}, this program reads {GPU_FIT_FORMAT}; make it anew with `fit runs DIR`"
+        )
+    if fit.gpu.name != path.stem:
+        raise InputError(
+            f"{path}: is of {fit.gpu.name}, not of {path.stem}; make it anew with `fit runs DIR`"
+        )
+    return fit
 
 
 def read_accuracy(directories: Sequence[Path]) -> Accuracy:

@@ -1,8 +1,10 @@
 """Models by reference: a path, a bundled name or alias, or a Hugging Face id."""
 
 import csv
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 from planner.catalog.huggingface import fetch_config
 from planner.catalog.model_config import (
@@ -30,6 +32,15 @@ class BundledModel(Frozen):
     source: str
     as_of: str
     path: Path
+
+
+class NamedFiles(NamedTuple):
+    """The config files of a model, what it is called, and where they came from."""
+
+    name: str
+    config: Mapping[str, object]
+    hf_quant: Mapping[str, object] | None
+    source: str
 
 
 @lru_cache(maxsize=1)
@@ -100,23 +111,41 @@ def model_files(reference: str) -> tuple[Path, ...]:
     return config_files(Path(reference)) + (config_files(entry[1]) if entry is not None else ())
 
 
+def model_config(reference: str) -> NamedFiles:
+    """The config files that `load_model` reads for this reference. Raises InputError as it does."""
+    return _files(reference.strip())
+
+
 def _load(reference: str) -> Model:
+    path = Path(reference)
+    entry = None if not reference or _exists(path) else _by_name().get(reference.casefold())
+    if entry is not None:
+        return _bundled(*entry)
+    found = _files(reference)
+    return parse_model(found.config, name=found.name, hf_quant=found.hf_quant, source=found.source)
+
+
+def _files(reference: str) -> NamedFiles:
     if not reference.isprintable() or not reference:
         raise InputError("model: give a path to a config.json, a bundled name or a Hugging Face id")
     path = Path(reference)
     if _exists(path):
-        return _from_path(path)
+        files = read_config(path)
+        stem = files.path.name.removesuffix(".json").removesuffix("_config")
+        name = files.path.resolve().parent.name if files.path.name == "config.json" else stem
+        return NamedFiles(name, files.config, files.hf_quant, str(path))
     entry = _by_name().get(reference.casefold())
     if entry is not None:
-        return _bundled(*entry)
+        files = read_config(entry[1])
+        return NamedFiles(entry[0], files.config, files.hf_quant, entry[1].name)
     near = _nearest_bundled(reference.rpartition("/")[2][:200])
     hint = f"; the nearest bundled are {', '.join(near)}" if near else ""
     if reference.count("/") != 1 or path.suffix == ".json" or reference.startswith((".", "/", "~")):
         raise InputError(f'model "{reference[:200]}" is neither a path nor a bundled name{hint}')
-    files = fetch_config(reference, hint)
-    hf_quant = None if files.hf_quant is None else read_json_object(files.hf_quant)
+    fetched = fetch_config(reference, hint)
+    hf_quant = None if fetched.hf_quant is None else read_json_object(fetched.hf_quant)
     source = f"https://huggingface.co/{reference}"
-    return parse_model(read_json_object(files.config), name=reference, hf_quant=hf_quant, source=source)
+    return NamedFiles(reference, read_json_object(fetched.config), hf_quant, source)
 
 
 def _nearest_bundled(word: str) -> list[str]:
@@ -131,13 +160,6 @@ def _exists(path: Path) -> bool:
         return path.exists()
     except OSError:
         return False
-
-
-def _from_path(path: Path) -> Model:
-    files = read_config(path)
-    stem = files.path.name.removesuffix(".json").removesuffix("_config")
-    name = files.path.resolve().parent.name if files.path.name == "config.json" else stem
-    return parse_model(files.config, name=name, hf_quant=files.hf_quant, source=str(path))
 
 
 @lru_cache(maxsize=256)

@@ -33,6 +33,8 @@ BAND_COLUMNS = (
     "latency",
     "median_error_ratio",
     "factor",
+    "rough_kernels_factor",
+    "unknown_budget_factor",
     "half_width_ratio",
     "coverage",
     "runs",
@@ -126,11 +128,12 @@ def errors(
     if as_json:
         show_json(records(BAND_COLUMNS, rows))
     else:
-        headers = ["basis", "", "runs", "error", "90 % within", "half-width / error", "held", "how"]
+        headers = ["basis", "", "runs", "error", "90 % within", "experts, 4-bit", "no token budget"]
+        headers += ["half-width / error", "held", "how"]
         shown = [
             [
                 *(basis, latency.upper(), str(runs), percent(error.median_error_ratio)),
-                f"x {error.factor:.2f}",
+                *(f"x {factor:.2f}" for factor in _factors(error)),
                 f"{error.half_width_ratio / error.median_error_ratio:.2f}"
                 if error.median_error_ratio
                 else "",
@@ -227,6 +230,19 @@ def serving(
     note(f"wrote {path}")
 
 
+@app.command("runs")
+def runs(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Runs of `calibrate`, one file each.")],
+    calibration_dir: OutputDir = None,
+    csv: CsvFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fit a device's kernels and host time to the steps that `calibrate` measured."""
+    from planner.cli.fit_runs import fit_folder
+
+    fit_folder(folder, _writable_folder(calibration_dir), csv=csv, as_json=as_json)
+
+
 def _median_and_p90(median_ratio: float | None, p90_ratio: float | None) -> str:
     if median_ratio is None or p90_ratio is None:
         return ""
@@ -244,7 +260,13 @@ def _tested_errors(accuracy: Accuracy) -> Iterator[tuple[str, ErrorBand | Disagr
 
 def _error_cells(error: LatencyError) -> tuple[Cell, ...]:
     held = "; ".join(f"{kind} left out {share:g}" for kind, share in error.coverage_ratio.items())
-    return error.median_error_ratio, error.factor, error.half_width_ratio, held
+    return error.median_error_ratio, *_factors(error), error.half_width_ratio, held
+
+
+def _factors(error: LatencyError) -> tuple[float, float, float]:
+    """Of models without rough kernels, of those with them, and where the token budget is not recorded."""
+    doubts = (error.rough_kernels_scale, error.unknown_budget_scale)
+    return error.factor, *(round(error.factor**scale, 3) for scale in doubts)
 
 
 def _writable_folder(calibration_dir: Path | None) -> Path:

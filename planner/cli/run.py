@@ -18,7 +18,19 @@ ANSWERED, NOTHING_FITS, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 LONGEST_ERROR = 500
 """Characters; a longer line keeps its beginning and its end."""
 
-VERBS = ("plan", "predict", "validate", "memory", "simulate", "explain", "catalog", "export", "fit", "ui")
+VERBS = (
+    "plan",
+    "predict",
+    "validate",
+    "memory",
+    "simulate",
+    "explain",
+    "catalog",
+    "export",
+    "calibrate",
+    "fit",
+    "ui",
+)
 """In the order of the help; each has a module of its name."""
 
 

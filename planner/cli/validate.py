@@ -2,7 +2,7 @@
 
 import csv as csv_module
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -54,11 +54,26 @@ class Exam(NamedTuple):
     failures: list[Failure]
 
 
+def _check_run_alone(measured: Path | None, options: Mapping[str, object]) -> None:
+    """Raises `InputError` where options of a table came with a run."""
+    given = [name for name, value in ({"MEASURED.csv": measured} | dict(options)).items() if value]
+    if given:
+        raise InputError(f"--run: a run is no table, leave {given[0]} out")
+
+
 def validate(
     *,
     measured: Annotated[
-        Path, typer.Argument(metavar="MEASURED.csv", help="A runs table with measured columns.")
-    ],
+        Path | None, typer.Argument(metavar="MEASURED.csv", help="A runs table with measured columns.")
+    ] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            "--run",
+            metavar="RUN.json",
+            help="A run of `calibrate`, in place of a table: its steps and serving runs.",
+        ),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", metavar="OUT.csv", help="Write every row with its prediction.")
     ] = None,
@@ -76,6 +91,17 @@ def validate(
     as_json: AsJson = False,
 ) -> None:
     """Predict measured runs and print the errors."""
+    if run is not None:
+        from planner.cli.validate_run import validate_run
+
+        _check_run_alone(
+            measured, {"--output": output, "--plot": plot, "--rows": rows, "--markdown": markdown}
+        )
+        check_outputs(csv, inputs=(run,))
+        validate_run(run, calibration_dir, csv=csv, as_json=as_json)
+        return
+    if measured is None:
+        raise InputError("validate: name a runs table (MEASURED.csv) or --run RUN.json")
     check_outputs(output, csv, plot, inputs=(measured,))
     found = examine(measured, facts_of(method, calibration_dir), output, method)
     errors = error_rows(found.runs)

@@ -11,13 +11,12 @@ from planner.domain.base import Frozen
 
 COVERAGE_RATIO = 0.9
 """Share of measured runs that a range holds."""
-UNKNOWN_BUDGET_SCALE = 1.25
-"""How much wider the range of TTFT is, in logarithms, where `max_num_batched_tokens` had to be assumed."""
 
 LARGEST_FACTOR = 1e3
 """Of errors, either way; beyond it a file is damaged."""
 ErrorRatio = Annotated[float, Field(ge=0, le=LARGEST_FACTOR, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Scale = Annotated[float, Field(ge=1, le=10, allow_inf_nan=False)]
 
 
 class Basis(StrEnum):
@@ -73,7 +72,12 @@ class LatencyError(Frozen):
     median_error_ratio: ErrorRatio
     """Of |predicted / measured - 1|."""
     factor: float = Field(ge=1, le=LARGEST_FACTOR, allow_inf_nan=False)
-    """In 90 % of runs, measured lies between predicted / factor and predicted x factor."""
+    """In 90 % of runs, measured lies between predicted / factor and predicted x factor: of models without rough
+    kernels, where the token budget is known."""
+    rough_kernels_scale: Scale = 1.0
+    """How much wider the range is, in logarithms, for models with experts or 4-bit weights."""
+    unknown_budget_scale: Scale = 1.0
+    """The same where `max_num_batched_tokens` had to be assumed."""
     half_width_ratio: ErrorRatio
     """Half the range over the prediction: median over the runs."""
     coverage_ratio: dict[str, Share] = Field(default_factory=dict)
@@ -83,6 +87,12 @@ class LatencyError(Frozen):
         """Where 90 % of measured means lie; `scale` multiplies the logarithm of the factor."""
         factor = self.factor**scale
         return Range(predicted_s / factor, predicted_s * factor)
+
+    @property
+    def of_rough_kernels(self) -> "LatencyError":
+        """The same for a model with rough kernels."""
+        factor = min(self.factor**self.rough_kernels_scale, LARGEST_FACTOR)
+        return self.model_copy(update={"factor": factor, "rough_kernels_scale": 1.0})
 
 
 class ErrorBand(Frozen):
@@ -97,7 +107,7 @@ class ErrorBand(Frozen):
 
     def ranges(self, *, ttft_s: float, tpot_s: float, budget_known: bool = True) -> LatencyRanges:
         """Ranges of predicted TTFT and TPOT; `budget_known`: `max_num_batched_tokens` is not assumed."""
-        scale = ttft_scale(budget_known=budget_known)
+        scale = 1.0 if budget_known else self.ttft.unknown_budget_scale
         return LatencyRanges(self.ttft.range_s(ttft_s, scale), self.tpot.range_s(tpot_s))
 
 
@@ -116,13 +126,16 @@ class Accuracy(Frozen):
     bands: tuple[ErrorBand, ...]
     closed_form: Disagreement | None = None
 
-    def band(self, basis: Basis, *, simulated: bool = True) -> ErrorBand | None:
+    def band(self, basis: Basis, *, simulated: bool = True, rough_kernels: bool = False) -> ErrorBand | None:
         """The band of a basis, or of the nearest worse one that was tested; None where neither was.
 
-        `simulated`: the prediction comes from the simulated scheduler, not from the closed form.
+        `simulated`: the prediction comes from the simulated scheduler, not from the closed form. `rough_kernels`: the
+        model has experts or 4-bit weights.
         """
         if not simulated:
-            return self.of_closed_form.band(basis)
+            return self.of_closed_form.band(basis, rough_kernels=rough_kernels)
+        if rough_kernels:
+            return self.of_rough_kernels.band(basis)
         order = list(Basis)
         known = {band.basis: band for band in self.bands}
         return next((known[worse] for worse in order[order.index(basis) :] if worse in known), None)
@@ -131,7 +144,7 @@ class Accuracy(Frozen):
     def of_closed_form(self) -> "Accuracy":
         """The same for predictions in closed form: its own disagreement with the simulation is added in quadrature."""
         if self.closed_form is None:
-            return self.model_copy(update={"bands": ()})
+            return Accuracy(source=self.source, fitted_on=self.fitted_on, bands=())
         other = self.closed_form
         bands = tuple(
             band.model_copy(
@@ -139,18 +152,32 @@ class Accuracy(Frozen):
             )
             for band in self.bands
         )
-        return self.model_copy(update={"bands": bands, "closed_form": None})
+        return Accuracy(source=self.source, fitted_on=self.fitted_on, bands=bands)
 
-
-def ttft_scale(*, budget_known: bool) -> float:
-    """How uncertain a TTFT is where the token budget of a step is not recorded, beside one where it is."""
-    return 1.0 if budget_known else UNKNOWN_BUDGET_SCALE
+    @cached_property
+    def of_rough_kernels(self) -> "Accuracy":
+        """The same for models with experts or 4-bit weights."""
+        bands = tuple(
+            band.model_copy(update={"tpot": band.tpot.of_rough_kernels, "ttft": band.ttft.of_rough_kernels})
+            for band in self.bands
+        )
+        return Accuracy(
+            source=self.source, fitted_on=self.fitted_on, bands=bands, closed_form=self.closed_form
+        )
 
 
 def _wider(one: LatencyError, other: LatencyError) -> LatencyError:
     """Two independent errors, one after the other; what the sum covers was not tested."""
+    own, added = log(one.factor), log(other.factor)
+    both = hypot(own, added)
+
+    def scale(of_own: float) -> float:
+        return hypot(of_own * own, added) / both if both else 1.0
+
     return LatencyError(
         median_error_ratio=min(hypot(one.median_error_ratio, other.median_error_ratio), LARGEST_FACTOR),
-        factor=min(exp(hypot(log(one.factor), log(other.factor))), LARGEST_FACTOR),
+        factor=min(exp(both), LARGEST_FACTOR),
+        rough_kernels_scale=max(scale(one.rough_kernels_scale), 1.0),
+        unknown_budget_scale=max(scale(one.unknown_budget_scale), 1.0),
         half_width_ratio=min(hypot(one.half_width_ratio, other.half_width_ratio), LARGEST_FACTOR),
     )

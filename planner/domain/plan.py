@@ -153,6 +153,8 @@ class Plan(Frozen):
     """Peak load over capacity."""
     binding_constraint: Bottleneck
     basis: Basis
+    rough_kernels: bool = False
+    """Much of the model's time is in the kernels that are least sure: experts, or weights of 4 bits."""
     basis_detail: str
     expected_error_ratio: float
     """Median TPOT error of this basis on measured runs."""

@@ -36,6 +36,7 @@ OPERATOR_TITLES = {
     Operator.HEAD: "head",
     Operator.HOPS: "hops between stages",
     Operator.HOST: "host",
+    Operator.LAUNCHES: "waiting for launches",
 }
 LIMIT_TITLES = {**{what.value: what.value for what in Resource}, KV: "KV cache"}
 """What may bind a step or the batch, in words."""

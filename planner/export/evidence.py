@@ -10,7 +10,8 @@ UNTESTED = "no measured run tells how far it is off"
 
 def band_of(plan: Plan, accuracy: Accuracy) -> ErrorBand | None:
     """What is known of the error of a plan's latency, simulated or in closed form."""
-    return accuracy.band(plan.basis, simulated=plan.capacity_method is CapacityMethod.SIMULATE)
+    simulated = plan.capacity_method is CapacityMethod.SIMULATE
+    return accuracy.band(plan.basis, simulated=simulated, rough_kernels=plan.rough_kernels)
 
 
 def how_tested(band: ErrorBand | None) -> str:

@@ -16,10 +16,21 @@ def html_page(title: str, figures: Mapping[str, go.Figure]) -> str:
     """A page of figures under their headings; plotly.js is in it, so nothing is fetched."""
     parts: list[str] = []
     for heading, figure in figures.items():
-        drawn = figure.to_html(full_html=False, include_plotlyjs=not parts, config={"displaylogo": False})
+        drawn = figure_html(figure, with_library=not parts)
         parts.append(f"<h2>{escape(heading)}</h2>\n{drawn}\n")
+    return page_of(title, "".join(parts))
+
+
+def figure_html(figure: go.Figure, *, with_library: bool) -> str:
+    """One figure as part of a page, of which the first brings plotly.js."""
+    drawn: str = figure.to_html(full_html=False, include_plotlyjs=with_library, config={"displaylogo": False})
+    return drawn
+
+
+def page_of(title: str, body: str, style: str = "") -> str:
+    """A whole page; `body` and `style` are markup already."""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n"
-        f"<body>\n<h1>{escape(title)}</h1>\n{''.join(parts)}</body>\n</html>\n"
+        f"<title>{escape(title)}</title>\n<style>{STYLE}{style}</style>\n</head>\n"
+        f"<body>\n<h1>{escape(title)}</h1>\n{body}</body>\n</html>\n"
     )

@@ -104,8 +104,10 @@ def latency_ranges(outcome: Outcome, accuracy: Accuracy) -> LatencyRanges | None
     """Ranges of mean TTFT and TPOT; None where no run tells how far predictions of this basis are off."""
     prediction = outcome.prediction
     latency, basis = prediction.latency, prediction.basis
-    band = accuracy.band(basis) if latency is not None and basis is not None else None
-    if band is None or latency is None:
+    if latency is None or basis is None:
+        return None
+    band = accuracy.band(basis, rough_kernels=prediction.rough_kernels)
+    if band is None:
         return None
     return band.ranges(
         ttft_s=latency.ttft_mean_s,

@@ -13,7 +13,6 @@ from planner.domain.model import Model
 from planner.formulas.arrays import FloatArray, IntArray
 from planner.formulas.operators import UNTUNED
 from planner.formulas.operators.collectives import SEND_RECV_EFFICIENCY, SEND_RECV_LATENCY_S
-from planner.formulas.operators.gemm import ELEMENTWISE_BYTE_EFFICIENCY
 from planner.formulas.relief import Resource, at_datasheet_rates, relieved
 from planner.formulas.step import decode_step_s, stack
 from planner.formulas.step_parts import (
@@ -78,8 +77,10 @@ def breakdown(layout: Layout, load: StepLoad) -> Breakdown:
     saved[Resource.HOST] = host_s
     binds = max(saved, key=saved.__getitem__)
     found = list(_merged(layout.model, parts, _Measured(times_s, roofline_s, saved_s)))
-    if host_s > 0:
-        found.append(PartTime(OUTSIDE_LAYERS, 0, Operator.HOST, host_s, None, Resource.HOST))
+    wait_s = load.launch_wait_s(gpu_s)
+    for operator, time_s in ((Operator.HOST, host_s - wait_s), (Operator.LAUNCHES, wait_s)):
+        if time_s > 0:
+            found.append(PartTime(OUTSIDE_LAYERS, 0, operator, time_s, None, Resource.HOST))
     return Breakdown(
         parts=tuple(found),
         step_s=step_s,
@@ -140,7 +141,7 @@ def _roofline_s(layout: Layout, load: StepLoad) -> FloatArray:
     )
     times_s = parts_s(parts, load)
     moved, hops = _are(parts, Operator.ELEMENTWISE), _are(parts, Operator.HOPS)
-    longest_s[moved] = (times_s - launches_s)[moved] * ELEMENTWISE_BYTE_EFFICIENCY
+    longest_s[moved] = (times_s - launches_s)[moved] * layout.ops.coefficients.elementwise.byte_efficiency
     setup_s = (layout.parallelism.pp - 1) * SEND_RECV_LATENCY_S
     longest_s[hops] = (times_s[hops] - setup_s) * SEND_RECV_EFFICIENCY
     return longest_s

@@ -43,6 +43,21 @@ class HostTime(Frozen):
         return (self.chain_s, self.chain_per_sequence_s) if async_scheduling else (0.0, 0.0)
 
 
+class MeasuredHost(Frozen):
+    """What was measured beside one GPU of `HostTime`; None where no run tells."""
+
+    sync_step_s: Seconds | None = None
+    sync_per_sequence_s: Seconds | None = None
+    step_s: Seconds | None = None
+    chain_s: Seconds | None = None
+    front_s: Seconds | None = None
+    reply_s: Seconds | None = None
+
+    def on(self, host: HostTime) -> HostTime:
+        """`host` with this in place of its own."""
+        return host.model_copy(update=self.model_dump(exclude_none=True))
+
+
 NO_HOST_TIME = HostTime(
     step_s=0.0,
     per_sequence_s=0.0,

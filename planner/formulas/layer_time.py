@@ -149,8 +149,12 @@ def _beside_experts(parts: Sequence[LayerPart], experts_s: FloatArray, tokens: F
 
 def _tuned_ratio(tokens: FloatArray, tuning: StepTuning) -> FloatArray:
     """Measured over predicted time of a step, going over from decode steps to prompts where the matmuls do [G]."""
-    prompts = share_of_large(np.log2(tokens))
-    return np.asarray(tuning.decode_ratio ** (1.0 - prompts) * tuning.prompt_ratio**prompts)
+    log2_tokens = np.log2(tokens)
+    prompts = share_of_large(log2_tokens)
+    ratio = np.asarray(tuning.decode_ratio ** (1.0 - prompts) * tuning.prompt_ratio**prompts)
+    if not tuning.log2_tokens:
+        return ratio
+    return ratio * np.exp(np.interp(log2_tokens, tuning.log2_tokens, tuning.log_ratio))
 
 
 def _communication_s(rank: Rank, kind: Layer, tokens: FloatArray) -> FloatArray:

@@ -10,7 +10,7 @@ from planner.formulas.operators.coefficients import GpuOperators, OperatorCoeffi
 TIMES_FASTER = 1e9
 """As good as infinitely fast, and nothing is divided by nothing."""
 COLLECTIVES = ("nvlink_all_reduce", "pcie_all_reduce")
-WASTE = ("tile_rows", "token_passes", "quantize_passes")
+WASTE = ("tile_rows", "token_passes", "quantize_passes", "dispatch_ratio")
 """Multiples of work that a perfect kernel would not do."""
 CORRECTIONS = {"surface": None, "log2_bytes": (), "log_ratio": ()}
 """What measurements leave beside the forms, and what stands for none of it."""

@@ -5,8 +5,8 @@
 with m the tokens scheduled. What depends on m alone is compiled once per layout on a fixed grid of m; attention is
 linear in sequences, cached tokens and query-key pairs, so a handful of coefficients describe it.
 
-Host time per step is not in here: it hides behind the GPU where scheduling is asynchronous, and only end-to-end
-runs can show the rest.
+Host time per step is not in these: it hides behind the GPU where scheduling is asynchronous, and only end-to-end
+runs can show the rest. What launching the kernels takes at least stands beside them (`launches.py`).
 """
 
 from collections.abc import Iterable
@@ -22,6 +22,7 @@ from planner.formulas.arrays import FloatArray, IntArray
 from planner.formulas.engine_defaults import engine_rules
 from planner.formulas.gemms import head_gemm
 from planner.formulas.kv_cache import resolve_kv_dtype
+from planner.formulas.launches import LaunchTime, launch_time
 from planner.formulas.layer_time import (
     ACTIVATION_BYTES,
     UNLIMITED_TOKENS,
@@ -71,7 +72,14 @@ class StepModel(NamedTuple):
     """Per query-key pair in scope [SCOPES]."""
     context_per_past_s: FloatArray
     """Per earlier token in scope that a chunk of a prompt reads again [SCOPES]."""
+    launch_s: FloatArray
+    """Host time of launches, as `LaunchTime` has it [4]."""
     pp: int
+
+    @property
+    def launches(self) -> LaunchTime:
+        """What the host needs for launches alone."""
+        return LaunchTime(*self.launch_s.tolist())
 
 
 class StepTable(NamedTuple):
@@ -87,7 +95,12 @@ class StepTable(NamedTuple):
     context_per_token_s: FloatArray
     context_per_pair_s: FloatArray
     context_per_past_s: FloatArray
+    launch_s: FloatArray
     pp: FloatArray
+
+    def launches(self, layout: IntArray) -> LaunchTime:
+        """What the host needs for launches alone [shape of `layout`]."""
+        return LaunchTime(*np.moveaxis(self.launch_s[layout], -1, 0))
 
 
 class PromptLoad(Protocol):
@@ -124,7 +137,8 @@ def compile_step(
     kv_bytes = KV_BYTES[resolve_kv_dtype(model, kv_dtype, engine_version)]
     scopes: dict[float, list[float]] = {UNLIMITED_TOKENS: [0.0, 0.0, 0.0]}
     decode_constant_s = decode_per_sequence_s = context_constant_s = context_per_token_s = 0.0
-    rank = Rank(model, parallelism, ops, cluster.interconnect, engine_rules(engine_version))
+    rules = engine_rules(engine_version)
+    rank = Rank(model, parallelism, ops, cluster.interconnect, rules)
     for index, kind in enumerate(model.layer_kinds):
         count = model.layer_pattern.count(index)
         body_s += count * layer_body_s(rank, index, tokens)
@@ -139,10 +153,11 @@ def compile_step(
             sums[2] += count * context.per_past_token_s
     body_s += hops_s(model, parallelism, ops, cluster)
     head = head_gemm(model, parallelism)
+    head_s = gemm_s(tokens, head.n, head.k, head.dtype, ops) * ops.tuning.decode_ratio
     padded = list(scopes.items()) + [(UNLIMITED_TOKENS, [0.0, 0.0, 0.0])] * (SCOPES - len(scopes))
     return StepModel(
         body_s=body_s,
-        head_s=gemm_s(tokens, head.n, head.k, head.dtype, ops) * ops.tuning.decode_ratio,
+        head_s=head_s + tokens * (model.vocab * ops.coefficients.elementwise.logit_s),
         decode_constant_s=decode_constant_s,
         decode_per_sequence_s=decode_per_sequence_s,
         scope_tokens=np.array([scope for scope, _ in padded]),
@@ -151,6 +166,8 @@ def compile_step(
         context_per_token_s=context_per_token_s,
         context_per_pair_s=np.array([sums[1] for _, sums in padded]),
         context_per_past_s=np.array([sums[2] for _, sums in padded]),
+        launch_s=np.array(launch_time(model, parallelism, rules.version))
+        * ops.coefficients.elementwise.dispatch_ratio,
         pp=parallelism.pp,
     )
 

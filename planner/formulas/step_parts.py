@@ -61,6 +61,8 @@ class Operator(StrEnum):
     HOPS = "hops"
     """Activations handed from pipeline stage to stage."""
     HOST = "host"
+    LAUNCHES = "launches"
+    """What the GPU waits for kernels to be launched."""
 
 
 OPERATORS: Mapping[GemmRole | OtherWork, Operator] = {
@@ -131,10 +133,16 @@ class StepLoad(NamedTuple):
     """Of the step, on top of the GPU's."""
     chain_s: float = 0.0
     """Beside the GPU: no step is shorter."""
+    launch_s: float = 0.0
+    """The host's, for launches of kernels that no CUDA graph holds: on top of both."""
 
     def step_s(self, gpu_s: float) -> float:
         """The step of which the GPU computes so long."""
-        return max(gpu_s + self.host_s, self.chain_s)
+        return max(gpu_s + self.host_s, max(self.chain_s, self.host_s) + self.launch_s)
+
+    def launch_wait_s(self, gpu_s: float) -> float:
+        """How much longer the step is for its launches."""
+        return self.step_s(gpu_s) - self._replace(launch_s=0.0).step_s(gpu_s)
 
 
 class StepPart(NamedTuple):

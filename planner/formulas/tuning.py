@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from math import exp, log
 from statistics import fmean
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from planner.domain.base import Frozen
 from planner.domain.deployment import Parallelism
@@ -12,7 +12,7 @@ from planner.domain.dtypes import WeightDtype
 from planner.domain.hardware import Gpu
 from planner.domain.model import Model
 from planner.formulas.engine_defaults import engine_rules
-from planner.formulas.operators import StepTuning
+from planner.formulas.operators import UNTUNED, StepTuning
 
 
 class RunDeployment(Frozen):
@@ -26,11 +26,26 @@ class RunDeployment(Frozen):
     tp: int = Field(ge=1)
     expert_kernel: str = ""
     """Where a release chose another kernel than its successors do: its ratios say nothing of theirs."""
-    runs: int = Field(ge=1)
+    runs: int = Field(ge=0)
     decode_ratio: float = Field(gt=0.2, lt=5)
     """Measured / predicted time of steps that only decode."""
     prompt_ratio: float = Field(gt=0.2, lt=5)
     """The same of steps with long prompts."""
+    steps: int = Field(default=0, ge=0)
+    """Steps measured one by one."""
+    log2_tokens: tuple[float, ...] = ()
+    log_ratio: tuple[float, ...] = ()
+    """What they say of its layers, as `StepTuning` has it."""
+    engine_version: str = ""
+    """Of the steps; empty where serving runs do not tell."""
+
+    @model_validator(mode="after")
+    def _was_run(self) -> "RunDeployment":
+        if not self.runs + self.steps:
+            raise ValueError("a deployment that was run has at least one run or step")
+        if len(self.log2_tokens) != len(self.log_ratio):
+            raise ValueError(f"{len(self.log2_tokens)} knots with {len(self.log_ratio)} ratios")
+        return self
 
 
 class ServingTuning(Frozen):
@@ -73,14 +88,23 @@ def runs_of_model(
     if parallelism.pp * parallelism.dp > 1 or parallelism.ep:
         return ()
     shape, kernel = model_shape(model), expert_kernel(model, gpu, engine_version)
+    known = tuple(known)
+    stepwise = was_measured(gpu, known)
     return tuple(
         one
         for one in known
-        if one.model_shape == shape
+        # Curves of steps belong to the factors of one GPU, ratios of serving runs to its kernel tables.
+        if ((one.steps > 0 and one.gpu == gpu.name) if stepwise else one.steps == 0)
+        and one.model_shape == shape
         and one.weight_dtype is model.weight_dtype
         and one.gpu_architecture == gpu.architecture
         and one.expert_kernel == kernel
     )
+
+
+def was_measured(gpu: Gpu, known: Iterable[RunDeployment]) -> bool:
+    """Whether steps were measured one by one on this GPU, so that its kernels follow them and not their tables."""
+    return any(one.steps > 0 and one.gpu == gpu.name for one in known)
 
 
 def run_deployment(
@@ -105,9 +129,16 @@ def step_tuning(
     less than its kernels' forms say hardly depends on how they are sliced. Its prompts are computed in other shapes.
     """
     plain = StepTuning(tuning.sustained_slowdown, tuning.rank_wait_s)
+    if was_measured(gpu, tuning.deployments):
+        plain = UNTUNED
     found = run_deployment(model, gpu, parallelism, tuning.deployments, engine_version)
     if found is not None:
-        return plain._replace(decode_ratio=found.decode_ratio, prompt_ratio=found.prompt_ratio)
+        return plain._replace(
+            decode_ratio=found.decode_ratio,
+            prompt_ratio=found.prompt_ratio,
+            log2_tokens=found.log2_tokens,
+            log_ratio=found.log_ratio,
+        )
     others = runs_of_model(model, gpu, parallelism, tuning.deployments, engine_version)
     if not others:
         return plain

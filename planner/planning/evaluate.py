@@ -140,15 +140,23 @@ def capabilities(
     options: Sequence[Choice],
     question: Question,
     arrival_cvs: Mapping[int, float],
-    host: HostTime,
+    hosts: Sequence[HostTime],
 ) -> dict[int, Capability | Refusal]:
     """The best flags of every placed replica and the rate it then carries within the SLO, by replica index.
 
-    `arrival_cvs` is the variability of arrivals at each replica.
+    `arrival_cvs` is the variability of arrivals at each replica, `hosts` its machine's host time.
     """
     workload = question.workload
     rows = [
-        Loaded(o.replica, o.engine, o.kv_requests, arrival_cvs[o.replica], workload, host, o.captured_tokens)
+        Loaded(
+            row=o.replica,
+            engine=o.engine,
+            kv_requests=o.kv_requests,
+            arrival_cv=arrival_cvs[o.replica],
+            workload=workload,
+            host=hosts[o.replica],
+            captured_tokens=o.captured_tokens,
+        )
         for o in options
     ]
     load = as_column(load_of(rows))
@@ -293,12 +301,14 @@ class Share(NamedTuple):
     arrival_cv: float
 
 
-def serve(table: StepTable, loaded: Sequence[Share], workload: Workload, host: HostTime) -> list[Service]:
+def serve(
+    table: StepTable, loaded: Sequence[Share], workload: Workload, hosts: Sequence[HostTime]
+) -> list[Service]:
     """Every capability under the load it is given: latency percentiles and occupancy."""
     if not loaded:
         return []
     rows = [
-        Loaded(c.row, c.engine, c.kv_requests, arrival_cv, workload, host, c.captured_tokens)
+        Loaded(c.row, c.engine, c.kv_requests, arrival_cv, workload, hosts[c.row], c.captured_tokens)
         for c, _, arrival_cv in loaded
     ]
     load = as_column(load_of(rows))

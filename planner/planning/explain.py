@@ -5,11 +5,14 @@ from typing import NamedTuple
 import numpy as np
 
 from planner.domain.base import InputError
+from planner.domain.units import seconds_to_ms
 from planner.formulas.breakdown import Breakdown, breakdown, ridge_batch
 from planner.formulas.host_time import NO_HOST_TIME
+from planner.formulas.launches import launches_s
 from planner.formulas.memory import captured_sizes
-from planner.formulas.step_parts import Layout, StepLoad
+from planner.formulas.step_parts import Layout, Operator, StepLoad
 from planner.planning.facts import Facts
+from planner.planning.loads import largest_captured
 from planner.planning.predict import Case, Sized, size
 from planner.planning.sizing import Placed, Sizer
 
@@ -113,8 +116,9 @@ def explained(case: Case, asked: StepAsked, facts: Facts) -> StepExplained:
     if sized.refusal is not None or placed is None:
         return StepExplained(asked, sized)
     engine = case.engine
-    host_s, per_sequence_s = facts.host.of_step(async_scheduling=engine.async_scheduling)
-    chain_s, chain_per_sequence_s = facts.host.beside_step(async_scheduling=engine.async_scheduling)
+    host = placed.operators.host_on(facts.host)
+    host_s, per_sequence_s = host.of_step(async_scheduling=engine.async_scheduling)
+    chain_s, chain_per_sequence_s = host.beside_step(async_scheduling=engine.async_scheduling)
     padded = _padded(placed, case, asked.tokens)
     layout = Layout(
         model=placed.model,
@@ -124,6 +128,12 @@ def explained(case: Case, asked: StepAsked, facts: Facts) -> StepExplained:
         cluster=placed.cluster,
         engine_version=engine.engine_version,
     )
+    launch_s = launches_s(
+        layout.step().launches,
+        float(asked.tokens),
+        largest_captured(placed, engine),
+        mixed=asked.prompt_tokens > 0,
+    )
     load = StepLoad(
         sequences=asked.batch,
         context_tokens=float(asked.context_tokens),
@@ -131,17 +141,30 @@ def explained(case: Case, asked: StepAsked, facts: Facts) -> StepExplained:
         padding_tokens=padded - asked.tokens,
         host_s=host_s + per_sequence_s * asked.requests,
         chain_s=chain_s + chain_per_sequence_s * asked.requests,
+        launch_s=float(launch_s),
     )
+    found = breakdown(layout, load)
     held = _held(sized, asked, case.parallelism.pp)
     return StepExplained(
         asked=asked,
         sized=sized,
-        breakdown=breakdown(layout, load),
+        breakdown=found,
         padded_tokens=padded,
         held=held,
         ridge=ridge_batch(layout, load.context_tokens, engine.max_num_seqs) if asked.batch else None,
-        notes=tuple(_notes(case, asked, held, facts)),
+        notes=(*_notes(case, asked, held, facts), *_launch_notes(case, load, found)),
     )
+
+
+def _launch_notes(case: Case, load: StepLoad, found: Breakdown) -> list[str]:
+    """Why the GPU waits for launches, where it does."""
+    if not any(part.operator is Operator.LAUNCHES for part in found.parts):
+        return []
+    why = "--enforce-eager" if case.engine.enforce_eager else "no CUDA graph holds the whole step"
+    return [
+        f"{why}: launching the step's kernels takes the host {seconds_to_ms(load.launch_s):.2f} ms, longer than the "
+        "GPU computes (timed on a CPU, where launches of CUDA kernels are not seen)"
+    ]
 
 
 def _padded(placed: Placed, case: Case, tokens: int) -> int:

@@ -16,6 +16,7 @@ from planner.formulas.arrays import FloatArray
 from planner.formulas.host_time import HostTime
 from planner.formulas.kv_paging import kv_paging
 from planner.formulas.step import Cluster, StepModel, StepTable, stack
+from planner.planning.basis import has_rough_kernels
 from planner.planning.candidates import BITS_PER_BYTE, BITS_PER_GBIT, NETWORK_FLOOR_GBPS
 from planner.planning.facts import Facts
 from planner.planning.loads import Loaded, largest_captured, load_of, resident_tokens
@@ -55,6 +56,8 @@ class Prediction(NamedTuple):
     running_requests: float = float("nan")
     basis: Basis | None = None
     refusal: Refusal | None = None
+    rough_kernels: bool = False
+    """Much of the model's time is in the kernels that are least sure."""
 
 
 class Sized(NamedTuple):
@@ -88,8 +91,11 @@ def size(case: Case, sizer: Sizer) -> Sized:
 
 def memory_alone(sized: Sized) -> Prediction:
     """What is known of a deployment without traffic."""
-    basis = None if sized.placed is None else sized.placed.basis
-    return Prediction(sized.budget, basis=basis, refusal=sized.refusal)
+    placed = sized.placed
+    if placed is None:
+        return Prediction(sized.budget, refusal=sized.refusal)
+    rough = has_rough_kernels(placed.model)
+    return Prediction(sized.budget, basis=placed.basis, refusal=sized.refusal, rough_kernels=rough)
 
 
 def default_interconnect(gpu: Gpu) -> Interconnect:
@@ -178,7 +184,11 @@ def _load(rows: Sequence[tuple[int, int, Case, Placed, MemoryBudget]], host: Hos
         request_bytes = float(placed.kv.request_bytes(resident_tokens(workload)))
         held = placed.kv.usable_bytes(budget.kv_cache_bytes) / request_bytes
         loaded = Loaded(step, case.engine, max(held, 1.0), workload.arrival_cv, workload)
-        elements.append(loaded._replace(host=host, captured_tokens=largest_captured(placed, case.engine)))
+        elements.append(
+            loaded._replace(
+                host=placed.operators.host_on(host), captured_tokens=largest_captured(placed, case.engine)
+            )
+        )
     return load_of(elements)
 
 

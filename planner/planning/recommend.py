@@ -20,7 +20,7 @@ from planner.domain.plan import (
 )
 from planner.domain.workload import Slo
 from planner.formulas.cost import token_prices, usd_per_month
-from planner.planning.basis import basis_detail
+from planner.planning.basis import basis_detail, has_rough_kernels
 from planner.planning.candidates import Replica, Site, price_of, sites
 from planner.planning.evaluate import Service
 from planner.planning.facts import Facts
@@ -155,7 +155,8 @@ def _judge(
         )
     capability, placed = verdict.capability, verdict.placed
     simulated = verdict.method is CapacityMethod.SIMULATE
-    band = facts.accuracy.band(placed.basis, simulated=simulated)
+    rough = has_rough_kernels(placed.model)
+    band = facts.accuracy.band(placed.basis, simulated=simulated, rough_kernels=rough)
     ranges = None if band is None else _ranges(band, verdict)
     replica_rate = capability.requests_per_s
     peak = (question.workload.requests_per_s or 0.0) * question.reserve.peak_ratio
@@ -174,6 +175,7 @@ def _judge(
         utilization_ratio=peak / (replica_rate * fleet.replicas),
         binding_constraint=capability.binding,
         basis=placed.basis,
+        rough_kernels=rough,
         basis_detail=basis_detail(
             placed.model,
             placed.parallelism,

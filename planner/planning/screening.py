@@ -168,13 +168,14 @@ def _answers(bench: _Bench, question: Question, host: HostTime) -> dict[Replica,
     workload, reserve = question.workload, question.reserve
     peak = (workload.requests_per_s or 0.0) * reserve.peak_ratio
     cvs = dict.fromkeys(range(len(placed)), 1.0)
-    able = capabilities(table, bench.options, question, cvs, host)
+    hosts = [replica.operators.host_on(host) for replica in placed]
+    able = capabilities(table, bench.options, question, cvs, hosts)
     for _ in range(0 if workload.arrival_cv == 1.0 else SPLITTING_PASSES):
         cvs = {
             index: thinned_cv(workload.arrival_cv, _serving_replicas(found, peak, reserve))
             for index, found in able.items()
         }
-        able = capabilities(table, bench.options, question, cvs, host)
+        able = capabilities(table, bench.options, question, cvs, hosts)
     outcome: dict[Replica, Answer | Refusal] = {
         keys[index]: found for index, found in able.items() if isinstance(found, Refusal)
     }
@@ -183,10 +184,10 @@ def _answers(bench: _Bench, question: Question, host: HostTime) -> dict[Replica,
         for index, found in able.items()
         if isinstance(found, Capability)
     }
-    sized = _carrying(sized, table, question, cvs, host)
+    sized = _carrying(sized, table, question, cvs, hosts)
     serving = {index: _serving_replicas(found, peak, reserve) for index, found in sized.items()}
     shares = [Share(found, peak / serving[index], cvs[index]) for index, found in sized.items()]
-    for (index, found), service in zip(sized.items(), serve(table, shares, workload, host), strict=True):
+    for (index, found), service in zip(sized.items(), serve(table, shares, workload, hosts), strict=True):
         replicas = serving[index] + reserve.spare_replicas
         outcome[keys[index]] = Answer(
             placed[index], found, service, replicas, cvs[index], found.requests_per_s
@@ -199,14 +200,14 @@ def _carrying(
     table: StepTable,
     question: Question,
     arrival_cvs: Mapping[int, float],
-    host: HostTime,
+    hosts: Sequence[HostTime],
 ) -> dict[int, Capability]:
     """What replicas carry with the slots and the cache that they will have."""
     flags = [
         Choice(index, found.engine, found.budget, found.kv_requests, found.captured_tokens)
         for index, found in sized.items()
     ]
-    again = capabilities(table, flags, question, arrival_cvs, host) if flags else {}
+    again = capabilities(table, flags, question, arrival_cvs, hosts) if flags else {}
     return {
         index: sized[index]._replace(
             requests_per_s=found.requests_per_s,

@@ -6,15 +6,19 @@ from typing import NamedTuple
 import numpy as np
 
 from planner.domain.base import InputError
+from planner.domain.deployment import Parallelism
 from planner.domain.evidence import LatencyRanges
+from planner.domain.model import Model
 from planner.domain.workload import Slo, Workload
 from planner.formulas.arrays import IntArray
 from planner.formulas.host_time import NO_HOST_TIME, HostTime
 from planner.formulas.memory import captured_sizes
+from planner.planning.basis import has_rough_kernels
 from planner.planning.facts import Facts
 from planner.planning.predict import OPEN_LOOP_SPAN_S, REQUESTS_PER_USER, Case, Sized, size
 from planner.planning.sizing import Placed, Sizer
 from planner.serving.arrivals import drawn_stream
+from planner.serving.lockstep import Load, simulate_in_step
 from planner.serving.measures import Measures, Requests, Share, measures_of, requests_of
 from planner.serving.scheduler_types import RequestStream
 from planner.serving.simulation import Replica, compiler_notes, replica, simulate
@@ -68,8 +72,8 @@ def simulated(case: Case, traffic: Traffic, slo: Slo, facts: Facts) -> Simulatio
 def simulated_by(sizer: Sizer, case: Case, traffic: Traffic, slo: Slo) -> Simulation:
     """Serves the traffic on a deployment; `case.workload` is not read, `sizer` remembers what layouts share.
 
-    Data-parallel ranks take requests in turn. Pipeline stages work on as many batches at once, each with its part of
-    the slots and of the cache.
+    Data-parallel ranks take requests in turn; those of an MoE model wait for each other. Pipeline stages work on as
+    many batches at once, each with its part of the slots and of the cache.
 
     Raises:
         InputError: every request is longer than `max_model_len`, or one needs more blocks than the cache has.
@@ -80,16 +84,22 @@ def simulated_by(sizer: Sizer, case: Case, traffic: Traffic, slo: Slo) -> Simula
     stream, notes = _served(case, traffic.stream)
     one = engine_of(case, sized, sizer, sizer.facts.host)
     engines = case.parallelism.dp * case.parallelism.pp
-    shares = _shares(one, Traffic(stream, traffic.users), engines)
+    together = ranks_together(sized.placed.model, case.parallelism)
+    shares = _shares(one, Traffic(stream, traffic.users), engines, together)
     requests = requests_of(shares)
     measures = measures_of(requests, shares, slo, engines=engines)
     stages = case.parallelism.pp
     if stages > 1:
         notes.append(f"the pipeline is simulated as {stages} engines that share slots and cache evenly")
+    if together > 1:
+        notes.append(
+            f"each of the {together} ranks waits in every step as long as it would for the others on average"
+        )
     if one.host == NO_HOST_TIME:
         notes.append("the time that engine and front end spend outside the GPU is not counted")
     notes += compiler_notes()
-    band = sizer.facts.accuracy.band(sized.placed.basis)
+    rough = has_rough_kernels(sized.placed.model)
+    band = sizer.facts.accuracy.band(sized.placed.basis, rough_kernels=rough)
     ranges = None if band is None else band.ranges(ttft_s=measures.ttft.mean_s, tpot_s=measures.tpot.mean_s)
     return Simulation(sized, requests, measures, ranges, tuple(notes))
 
@@ -140,6 +150,7 @@ def engine_of(case: Case, sized: Sized, sizer: Sizer, host: HostTime) -> Replica
     placed, budget, engine = sized.placed, sized.budget, case.engine
     assert placed is not None
     assert budget is not None
+    host = placed.operators.host_on(host)
     one = replica(sizer.step(placed), placed.kv, budget.kv_cache_bytes, engine, host, captured(placed, case))
     stages = case.parallelism.pp
     if stages == 1:
@@ -152,19 +163,32 @@ def engine_of(case: Case, sized: Sized, sizer: Sizer, host: HostTime) -> Replica
     )
 
 
+def ranks_together(model: Model, parallelism: Parallelism) -> int:
+    """Data-parallel ranks whose steps last as long as the longest of them: all of an MoE model, otherwise each alone
+    (vllm/v1/engine/core.py, DPEngineCoreProc)."""
+    return parallelism.dp if model.has_moe else 1
+
+
 def captured(placed: Placed, case: Case) -> tuple[int, ...]:
     """Sizes with a CUDA graph, ascending."""
     return () if case.engine.enforce_eager else captured_sizes(placed.card, case.engine)
 
 
-def _shares(one: Replica, traffic: Traffic, engines: int) -> list[Share]:
+def _shares(one: Replica, traffic: Traffic, engines: int, together: int) -> list[Share]:
     """The stream dealt in turn to the engines that get something to do."""
     count = traffic.stream.prompt_tokens.size
     dealt = min(engines, count, traffic.users or engines)
-    shares = []
-    for number in range(dealt):
-        rows = np.arange(number, count, dealt, dtype=np.int64)
-        stream = traffic.stream if dealt == 1 else chosen(traffic.stream, rows)
-        users = traffic.users // dealt + (number < traffic.users % dealt)
-        shares.append(Share(one, stream, rows, simulate(one, stream, users=users)))
-    return shares
+    rows = [np.arange(number, count, dealt, dtype=np.int64) for number in range(dealt)]
+    loads = [
+        Load(
+            traffic.stream if dealt == 1 else chosen(traffic.stream, rows[number]),
+            traffic.users // dealt + (number < traffic.users % dealt),
+        )
+        for number in range(dealt)
+    ]
+    ranks = min(together, dealt)
+    if ranks > 1:
+        outs = simulate_in_step(one, loads, ranks)
+    else:
+        outs = [simulate(one, load.stream, users=load.users) for load in loads]
+    return [Share(one, load.stream, row, out) for load, row, out in zip(loads, rows, outs, strict=True)]

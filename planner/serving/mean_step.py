@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from planner.formulas.arrays import FloatArray, IntArray
+from planner.formulas.launches import LaunchTime, launches_s
 from planner.formulas.step import GRID_TOKENS, SCOPES, StepTable
 
 SMALL_CAPTURES = (1, 2, 4, 8)
@@ -87,10 +88,12 @@ class MeanStep(NamedTuple):
     prompt_token_s: FloatArray
     """One prompt token's attention."""
     prompt_host_s: FloatArray
-    """Host work of each prompt in the step."""
+    """Host work of each prompt in the step, and of each sequence."""
     chain_s: FloatArray
     """Host work beside the step, and more of it for each sequence."""
     chain_per_sequence_s: FloatArray
+    launches: LaunchTime
+    captured_tokens: FloatArray
     past_tokens_s: tuple[tuple[FloatArray, FloatArray], ...]
     """Of each scope that chunks read again: its length, and the time of one token."""
     input_tokens: FloatArray
@@ -104,7 +107,7 @@ class MeanStep(NamedTuple):
             + (self.host_s + self.decode_constant_s)
             + sequences * self.sequence_s
         )
-        return np.maximum(time_s, self.chain_s + sequences * self.chain_per_sequence_s)
+        return np.maximum(time_s, self._least_s(sequences, sequences, mixed=False))
 
     def mixed_s(self, sequences: FloatArray, prompt_tokens: FloatArray, tokens: FloatArray) -> FloatArray:
         """A step with `sequences` decoding and `prompt_tokens` of prompts, run at the size of `tokens`.
@@ -127,7 +130,14 @@ class MeanStep(NamedTuple):
             + prompt_tokens * self.prompt_token_s
             + chunks * (past_s + self.prompt_host_s)
         )
-        return np.maximum(time_s, self.chain_s + (sequences + chunks) * self.chain_per_sequence_s)
+        return np.maximum(time_s, self._least_s(sequences + chunks, sequences + prompt_tokens, mixed=True))
+
+    def _least_s(self, sequences: FloatArray, tokens: FloatArray, *, mixed: bool) -> FloatArray:
+        """What the host needs for a step: its work beside the GPU, or before it, and launches."""
+        beside_s = self.chain_s + sequences * self.chain_per_sequence_s
+        before_s = self.host_s + sequences * self.prompt_host_s
+        launch_s = launches_s(self.launches, tokens, self.captured_tokens, mixed=mixed)
+        return np.asarray(np.maximum(beside_s, before_s) + launch_s, dtype=np.float64)
 
 
 def mean_step(table: StepTable, load: Load) -> MeanStep:
@@ -158,6 +168,8 @@ def mean_step(table: StepTable, load: Load) -> MeanStep:
         prompt_host_s=load.host_per_sequence_s,
         chain_s=load.chain_s,
         chain_per_sequence_s=load.chain_per_sequence_s,
+        launches=table.launches(layout),
+        captured_tokens=load.captured_tokens,
         past_tokens_s=tuple(past_tokens_s),
         input_tokens=load.input_tokens,
         cached_tokens=load.cached_tokens,

@@ -7,24 +7,36 @@ keep such things, else nowhere.
 
 import contextlib
 import os
+import re
+import shutil
 import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from hashlib import sha256
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar, cast
 
 import numba
+import numpy as np
 from numba.core.caching import FunctionCache
+from numba.core.registry import CPUDispatcher
+
+from planner.formulas.arrays import BoolArray
 
 CONFIG: Any = numba.config
 Function = TypeVar("Function", bound=Callable[..., Any])
 HERE = Path(__file__).parent
 NAME = "llm-serving-planner"
+LISTEN_S = 0.1
+"""On Windows nothing else ends a wait for a thread."""
+OTHERS_KEPT = 2
+"""Folders of machine code beside the one in use."""
 PROBE_BYTES = 4096
 """Written to find out whether a disk has room."""
+_OURS = re.compile(r"scheduler-[0-9a-f]{16}")
 
 
 def _places() -> Iterator[Path]:
@@ -49,14 +61,26 @@ def _folder() -> str | None:
     """The first place that can be written; None where there is none."""
     for place in _places():
         folder = place / f"scheduler-{_digest()}"
+        new = not folder.is_dir()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder) as probe:
                 probe.write(bytes(PROBE_BYTES))
+            if new:
+                _clean(place, folder)
             return str(folder)
         except OSError:
             continue
     return None
+
+
+def _clean(place: Path, folder: Path) -> None:
+    """Removes what this program compiled before, but for the last few: another copy of it may keep its own there."""
+    with contextlib.suppress(OSError):
+        others = [one for one in place.iterdir() if one != folder and _OURS.fullmatch(one.name)]
+        others.sort(key=lambda one: one.stat().st_mtime, reverse=True)
+        for one in others[OTHERS_KEPT:]:
+            shutil.rmtree(one, ignore_errors=True)
 
 
 FOLDER = _folder()
@@ -89,6 +113,19 @@ def interruptible() -> Iterator[None]:
     finally:
         _INTERRUPTED.clear()
         signal.signal(signal.SIGINT, handler)
+
+
+def stoppable(work: Callable[[BoolArray], None]) -> None:
+    """Does the work in a thread of its own, so that Ctrl-C is heard meanwhile; it ends once its flag [1] is set."""
+    stop = np.array([False])
+    with ThreadPoolExecutor(1) as thread:
+        try:
+            done = thread.submit(work, stop)
+            while not done.done():
+                wait((done,), LISTEN_S)
+        finally:
+            stop[0] = True
+    done.result()
 
 
 def _interrupt(_number: int, frame: FrameType | None) -> None:
@@ -148,16 +185,31 @@ def _compile(function: Function, **options: Any) -> Function:
         CONFIG.CACHE_DIR = before
 
 
-def allocating(function: Function) -> Function:
-    """Compiles a function that makes arrays."""
-    return _compile(function)
+class _Inner(CPUDispatcher):
+    """A function that is compiled for compiled functions alone: making it callable from Python takes as long again.
+    Called from there it runs uncompiled."""
+
+    def __call__(self, *args: Any) -> Any:
+        return self.py_func(*args)
+
+
+def _compile_inner(function: Function, **options: Any) -> Function:
+    dispatcher: Any = _compile(function, no_cpython_wrapper=True, no_cfunc_wrapper=True, **options)
+    dispatcher.__class__ = _Inner
+    return cast(Function, dispatcher)
+
+
+def entry(function: Function) -> Function:
+    """Compiles a function that Python calls; other threads run meanwhile."""
+    return _compile(function, nogil=True)
 
 
 def compiled(function: Function) -> Function:
-    """Compiles a function that only borrows arrays: counting references to them would take longer than the work."""
-    return _compile(function, _nrt=False)
+    """Compiles a function for others that are compiled, which only borrows arrays: counting references to them would
+    take longer than the work."""
+    return _compile_inner(function, _nrt=False)
 
 
 def inlined(function: Function) -> Function:
     """Puts a function into those that call it: for what is done most often, handing over the arrays takes longer."""
-    return _compile(function, _nrt=False, inline="always")
+    return _compile_inner(function, _nrt=False, inline="always")

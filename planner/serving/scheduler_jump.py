@@ -1,17 +1,29 @@
 """Stretches in which nothing but decoding can happen: how many steps they have, and how long the last one takes."""
 
+from typing import NamedTuple
+
 import numpy as np
 
-from planner.formulas.arrays import FloatArray
 from planner.serving.scheduler_cache import available_blocks
 from planner.serving.scheduler_compiler import compiled
-from planner.serving.scheduler_parts import decode_attention_s, host_chain_s
-from planner.serving.scheduler_state import ACTIVE, ARRIVED, KNOWN, NOW, SCHEDULED, WAITING, State
+from planner.serving.scheduler_parts import decode_attention_s, least_step_s
+from planner.serving.scheduler_state import ACTIVE, ARRIVED, KNOWN, NOW, WAITING, State
 from planner.serving.scheduler_types import BlockPool, RequestStream, SchedulerLimits, StepTimes
 
 NO_LIMIT = 1 << 40
 LONGEST_GROWTH_RATIO = 1.25
 """Of the last step of a stretch to its first: blocks in use then grow as evenly in time as from step to step."""
+
+
+class Step(NamedTuple):
+    """A step that was scheduled."""
+
+    decoding: int
+    """Sequences that decode."""
+    tokens: int
+    fixed_s: float
+    """Time without attention."""
+    length_s: float
 
 
 @compiled
@@ -72,27 +84,23 @@ def steps_undisturbed(
 
 
 @compiled
-def stretch(
-    times: StepTimes, state: State, steps: int, first: tuple[int, float, float], seen: FloatArray
-) -> tuple[int, float]:
-    """So many decode steps, fewer where the last took much longer than the first, and the time of the last.
-
-    `first`: its sequences, its time without attention, its time.
-    """
-    decoding, fixed_s, length_s = first
+def stretch(times: StepTimes, state: State, steps: int, first: Step) -> tuple[int, float]:
+    """So many decode steps, fewer where the last took much longer than the first, and the time of the last."""
+    decoding = first.decoding
+    least_s = least_step_s(times, decoding, decoding, False)
     while steps > 1:
-        _see(times, state, steps, seen)
-        last_s = fixed_s + decode_attention_s(times, decoding, seen)
-        last_s = max(last_s, host_chain_s(times, state.counts[SCHEDULED]))
-        if last_s <= LONGEST_GROWTH_RATIO * length_s:
+        _see(times, state, steps)
+        last_s = max(first.fixed_s + decode_attention_s(times, decoding, state.seen), least_s)
+        if last_s <= LONGEST_GROWTH_RATIO * first.length_s:
             return steps, last_s
         steps = (steps + 1) // 2
-    return 1, length_s
+    return 1, first.length_s
 
 
 @compiled
-def _see(times: StepTimes, state: State, steps: int, seen: FloatArray) -> None:
+def _see(times: StepTimes, state: State, steps: int) -> None:
     """Tokens in scope of all running requests in the last of so many decode steps [S]."""
+    seen = state.seen
     seen[:] = 0.0
     for j in range(state.counts[ACTIVE]):
         context = float(state.computed[state.running[j]] + steps)

@@ -1,52 +1,47 @@
 """vLLM V1's scheduler, iteration by iteration, compiled.
 
-RUNNING first, then WAITING, one token budget a step; blocks are taken as tokens appear; where none is left the last
-running request is preempted and recomputed (vllm/v1/core/sched/scheduler.py, schedule). Stretches in which nothing
-but decoding can happen are jumped in one go to the next event: from the first step to the last their length and the
-blocks in use grow evenly.
+Each step is decided on (scheduler_decide.py), measured and computed. Stretches in which nothing but decoding can happen
+are jumped in one go to the next event: from the first step to the last their length and the blocks in use grow evenly.
 """
 
 import numpy as np
 
-from planner.formulas.arrays import FloatArray
-from planner.serving.scheduler_cache import NOBODY, available_blocks
-from planner.serving.scheduler_compiler import allocating, compiled
-from planner.serving.scheduler_jump import NO_LIMIT, steps_alike, steps_undisturbed, stretch
+from planner.formulas.arrays import BoolArray
+from planner.serving.scheduler_cache import available_blocks
+from planner.serving.scheduler_compiler import compiled, entry
+from planner.serving.scheduler_decide import decide
+from planner.serving.scheduler_jump import Step, steps_alike, steps_undisturbed, stretch
 from planner.serving.scheduler_parts import (
     blocks_of,
     count_gap,
     count_growing_gaps,
     decode_attention_s,
-    host_chain_s,
+    least_step_s,
     on_curve,
     padded,
-    pop,
     prompt_attention_s,
     record,
-    reserved_blocks,
     write_down,
 )
 from planner.serving.scheduler_state import (
     ACTIVE,
     ARRIVED,
-    BUDGET,
     DECIDED,
     DECISIONS,
+    ENDING,
     FINISHED,
     KNOWN,
     LOGGED,
-    LONGEST,
     NOW,
-    QUEUE_FRONT,
     SCHEDULED,
     WAITING,
     State,
+    forget_ended,
+    hide,
     new_state,
-    read_prefix,
     record_arrivals,
-    release,
     send,
-    store_prefix,
+    send_first,
     take_blocks,
     wait,
 )
@@ -55,57 +50,57 @@ from planner.serving.scheduler_types import BlockPool, Outcome, RequestStream, S
 JUST_BEFORE_S = 1e-9
 
 
-@allocating
 def run(
-    stream: RequestStream, limits: SchedulerLimits, pool: BlockPool, times: StepTimes, out: Outcome
+    stream: RequestStream,
+    limits: SchedulerLimits,
+    pool: BlockPool,
+    times: StepTimes,
+    out: Outcome,
+    stop: BoolArray,
 ) -> None:
-    """Serves every request of `stream` and writes what happened into `out`.
+    """Serves every request of `stream` and writes what happened into `out`; ends after the step in which another thread
+    sets `stop` [1].
 
     Each request must fit into the pool alone, or it would wait for ever; the caller checks that.
     """
-    state = new_state(stream, limits, pool, times, out)
+    _serve(stream, limits, pool, times, new_state(stream, limits, pool, times, stop), out)
+
+
+@entry
+def _serve(
+    stream: RequestStream,
+    limits: SchedulerLimits,
+    pool: BlockPool,
+    times: StepTimes,
+    state: State,
+    out: Outcome,
+) -> None:
     counts, clock = state.counts, state.clock
-    seen = np.zeros(times.scope_tokens.size)
-    while counts[FINISHED] < stream.prompt_tokens.size:
+    send_first(stream, limits, times, state, out)
+    while counts[FINISHED] < stream.prompt_tokens.size and not state.stop[0]:
         if not _arrive(state):
             continue
-        counts[BUDGET] = limits.max_num_batched_tokens
-        counts[LONGEST] = _longest_chunk(limits, state)
-        counts[SCHEDULED] = 0
-        counts[DECISIONS] += 1
         running = counts[ACTIVE]
-        preempted = _schedule_running(stream, limits, pool, state, out)
-        if not preempted:
-            _schedule_waiting(stream, limits, pool, state, out)
+        preempted = decide(stream, limits, pool, state, out)
+        ended = counts[ENDING] > 0
+        if ended:
+            # They ended with the step before; that was known only now that this one is scheduled.
+            running -= forget_ended(stream, pool, state)
         if counts[SCHEDULED] == 0:
-            # Whoever could have run was preempted: the engine schedules again at once.
+            # Whoever could have run was preempted or had ended: the engine schedules again at once.
+            clock[DECIDED] = clock[NOW]
             continue
-        decoding, tokens, fixed_s, length_s = _measure(stream, times, state, seen)
-        steps, last_s = 1, length_s
-        if decoding == counts[ACTIVE] == running and not preempted:
+        step = _measure(stream, times, state)
+        steps, last_s = 1, step.length_s
+        if step.decoding == counts[ACTIVE] == running and not preempted:
             steps = steps_alike(stream, pool, state)
-            steps = min(steps, steps_undisturbed(limits, pool, times, state, length_s))
-            steps, last_s = stretch(times, state, steps, (decoding, fixed_s, length_s), seen)
+            steps = min(steps, steps_undisturbed(limits, pool, times, state, step.length_s))
+            if ended and counts[WAITING] > 0:
+                steps = 1
+            steps, last_s = stretch(times, state, steps, step)
         if out.log.shape[0] > 0:
             _write_step(state, out, steps, running)
-        used = pool.blocks - available_blocks(state.cache)
-        start_s = clock[NOW]
-        stretch_s = steps * (length_s + last_s) * 0.5
-        record_arrivals(state, out, start_s + stretch_s)
-        clock[NOW] += stretch_s
-        # The next step was decided on when this one began, before anything that it brought about.
-        clock[DECIDED] = clock[NOW] - last_s - JUST_BEFORE_S if limits.async_scheduling else clock[NOW]
-        _advance(stream, pool, state, out, steps, start_s + length_s)
-        if steps > 1:
-            second_s = length_s + (last_s - length_s) / (steps - 1)
-            count_growing_gaps(out.gaps, second_s, last_s, counts[ACTIVE] * (steps - 1))
-        grown = pool.blocks - available_blocks(state.cache)
-        levels = (1, counts[ACTIVE], counts[WAITING], used, tokens * steps)
-        record(out, start_s, stretch_s, levels, grown - used)
-        out.totals[0] += steps
-        out.totals[1] += stretch_s
-        out.totals[2] += tokens * steps
-        out.totals[3] = max(out.totals[3], used, grown)
+        _compute(stream, limits, pool, state, out, (step, steps, last_s))
         _answer(stream, limits, pool, times, state, out)
     out.totals[5] = clock[NOW]
 
@@ -127,135 +122,6 @@ def _arrive(state: State) -> bool:
 
 
 @compiled
-def _longest_chunk(limits: SchedulerLimits, state: State) -> int:
-    """Tokens that one request may have in this step, the budget apart."""
-    alone = state.counts[ACTIVE] + state.counts[WAITING] == 1
-    if limits.long_prefill_token_threshold == 0 or (alone and limits.lone_prompt_whole):
-        return NO_LIMIT
-    return limits.long_prefill_token_threshold
-
-
-@compiled
-def _wanted(stream: RequestStream, state: State, r: int, computed: int) -> int:
-    """Tokens of a request that this step can compute."""
-    want = min(stream.prompt_tokens[r] + state.answered[r] - computed, state.counts[BUDGET])
-    return min(want, state.counts[LONGEST])
-
-
-@compiled
-def _schedule_running(
-    stream: RequestStream, limits: SchedulerLimits, pool: BlockPool, state: State, out: Outcome
-) -> bool:
-    """Running requests in the order of their admission; True where one had to be preempted."""
-    counts = state.counts
-    preempted = False
-    while counts[SCHEDULED] < counts[ACTIVE] and counts[BUDGET] > 0:
-        r = state.running[counts[SCHEDULED]]
-        want = _wanted(stream, state, r, state.computed[r])
-        need = blocks_of(pool, state.computed[r], state.computed[r] + want)
-        need -= state.shares[r] * state.cache.unit_blocks + state.held[r]
-        while need > available_blocks(state.cache):
-            preempted = True
-            if _preempt(stream, limits, pool, state, out) == r:
-                return preempted
-        take_blocks(state, r, need)
-        store_prefix(stream, state, r, state.computed[r] + want)
-        state.chunk[counts[SCHEDULED]] = want
-        counts[BUDGET] -= want
-        counts[SCHEDULED] += 1
-    return preempted
-
-
-@compiled
-def _preempt(
-    stream: RequestStream, limits: SchedulerLimits, pool: BlockPool, state: State, out: Outcome
-) -> int:
-    """Takes its blocks from the last running request, or the least urgent, and lets it wait again; returns it."""
-    counts, keys = state.counts, state.keys
-    at = counts[ACTIVE] - 1
-    if limits.priority_policy:
-        for j in range(counts[ACTIVE]):
-            a, b = state.running[j], state.running[at]
-            if keys[a, 0] > keys[b, 0] or (keys[a, 0] == keys[b, 0] and a > b):
-                at = j
-    victim = state.running[at]
-    scheduled = state.chunk[at] if at < counts[SCHEDULED] else 0
-    release(stream, pool, state, victim, state.computed[victim] + scheduled, True)
-    state.computed[victim] = 0
-    out.preemptions[victim] += 1
-    if not limits.priority_policy:
-        state.clock[QUEUE_FRONT] -= 1.0
-        keys[victim, 1] = state.clock[QUEUE_FRONT]
-    wait(state, victim)
-    if out.log.shape[0] > 0:
-        counts[LOGGED] = write_down(out, counts[LOGGED], (counts[DECISIONS], 1, victim, 0, 0))
-    if at < counts[SCHEDULED]:
-        counts[BUDGET] += scheduled
-        counts[SCHEDULED] -= 1
-    for j in range(at, counts[ACTIVE] - 1):
-        state.running[j] = state.running[j + 1]
-        state.chunk[j] = state.chunk[j + 1]
-    counts[ACTIVE] -= 1
-    return victim
-
-
-@compiled
-def _schedule_waiting(
-    stream: RequestStream, limits: SchedulerLimits, pool: BlockPool, state: State, out: Outcome
-) -> None:
-    """Admits who waits, in order, while there are tokens, slots and blocks."""
-    counts = state.counts
-    slots = state.running.size
-    while counts[WAITING] > 0 and counts[BUDGET] > 0 and counts[ACTIVE] < slots:
-        if counts[SCHEDULED] < counts[ACTIVE]:
-            return
-        r = state.heap[0]
-        total = stream.prompt_tokens[r] + state.answered[r]
-        hits, own, idle = _prefix_hits(stream, state, r, total)
-        found = hits * stream.prefix_block_tokens + own * state.cache.own_block_tokens
-        found = max(found, min(stream.cached_tokens[r], total - 1))
-        want = _wanted(stream, state, r, found)
-        known = hits * state.cache.unit_blocks + own
-        need = blocks_of(pool, found, found + want) - known
-        whole = need
-        if limits.reserve_full_prompt:
-            whole = max(need, reserved_blocks(pool, found, total) - known)
-        if whole > available_blocks(state.cache) - idle:
-            return
-        counts[WAITING] = pop(state.heap, state.keys, counts[WAITING])
-        read_prefix(stream, state, r, hits, own)
-        state.computed[r] = found
-        take_blocks(state, r, need)
-        store_prefix(stream, state, r, found + want)
-        state.running[counts[ACTIVE]] = r
-        state.chunk[counts[ACTIVE]] = want
-        counts[ACTIVE] += 1
-        counts[SCHEDULED] += 1
-        counts[BUDGET] -= want
-        if out.scheduled_s[r] < 0.0:
-            out.scheduled_s[r] = state.clock[NOW]
-            out.cached_tokens[r] = found
-
-
-@compiled
-def _prefix_hits(stream: RequestStream, state: State, r: int, total: int) -> tuple[int, int, int]:
-    """Stored prefix blocks that the prompt begins with, blocks behind them that the request left when it was
-    preempted, and how many KV blocks of both nobody reads; one token is left to compute."""
-    cache = state.cache
-    hits = idle = own = 0
-    for k in range(stream.prefix_start[r], stream.prefix_start[r + 1]):
-        copy = cache.first[stream.prefix_ids[k]]
-        if copy == NOBODY or (hits + 1) * stream.prefix_block_tokens >= total:
-            return hits, own, idle
-        idle += cache.unit_blocks * (cache.readers[copy] == 0)
-        hits += 1
-    if cache.left[r] > 0:
-        own = (total - 1 - hits * stream.prefix_block_tokens) // cache.own_block_tokens
-        own = min(cache.left[r], own)
-    return hits, own, idle + own
-
-
-@compiled
 def _write_step(state: State, out: Outcome, steps: int, running: int) -> None:
     """Writes down who got what in this step, and who is new among those that run."""
     counts = state.counts
@@ -266,12 +132,28 @@ def _write_step(state: State, out: Outcome, steps: int, running: int) -> None:
 
 
 @compiled
-def _measure(
-    stream: RequestStream, times: StepTimes, state: State, seen: FloatArray
-) -> tuple[int, int, float, float]:
-    """Decoding requests, tokens, time without attention, and time of the step that was scheduled."""
+def _measure(stream: RequestStream, times: StepTimes, state: State) -> Step:
+    """The step that was scheduled."""
+    decoding, tokens, rows, prompts_s = _count(stream, times, state)
+    scheduled = state.counts[SCHEDULED]
+    fixed_s = on_curve(times.grid_tokens, times.body_s, padded(times, tokens))
+    fixed_s += on_curve(times.grid_tokens, times.head_s, float(rows))
+    fixed_s += times.host_s + scheduled * times.host_per_sequence_s
+    length_s = fixed_s + prompts_s
+    if decoding < scheduled:
+        length_s += times.context_constant_s
+    if decoding > 0:
+        length_s += decode_attention_s(times, decoding, state.seen)
+    least_s = least_step_s(times, scheduled, tokens, decoding < scheduled)
+    return Step(decoding, tokens, fixed_s, max(length_s, least_s))
+
+
+@compiled
+def _count(stream: RequestStream, times: StepTimes, state: State) -> tuple[int, int, int, float]:
+    """Decoding requests, tokens, rows of the output layer, and the prompts' attention."""
     tokens = rows = decoding = 0
     prompts_s = 0.0
+    seen = state.seen
     seen[:] = 0.0
     for j in range(state.counts[SCHEDULED]):
         r = state.running[j]
@@ -284,15 +166,55 @@ def _measure(
                 seen[scope] += min(float(known), times.scope_tokens[scope])
         else:
             prompts_s += prompt_attention_s(times, state.computed[r], state.chunk[j])
-    fixed_s = on_curve(times.grid_tokens, times.body_s, padded(times, tokens))
-    fixed_s += on_curve(times.grid_tokens, times.head_s, rows)
-    fixed_s += times.host_s + state.counts[SCHEDULED] * times.host_per_sequence_s
-    length_s = fixed_s + prompts_s
-    if decoding < state.counts[SCHEDULED]:
-        length_s += times.context_constant_s
-    if decoding > 0:
-        length_s += decode_attention_s(times, decoding, seen)
-    return decoding, tokens, fixed_s, max(length_s, host_chain_s(times, state.counts[SCHEDULED]))
+    return decoding, tokens, rows, prompts_s
+
+
+@compiled
+def _compute(
+    stream: RequestStream,
+    limits: SchedulerLimits,
+    pool: BlockPool,
+    state: State,
+    out: Outcome,
+    stretched: tuple[Step, int, float],
+) -> None:
+    """Time goes on by a stretch: its first step, how many they are, how long the last one takes."""
+    counts, clock = state.counts, state.clock
+    step, steps, last_s = stretched
+    used = pool.blocks - available_blocks(state.cache)
+    start_s = clock[NOW]
+    stretch_s = steps * (step.length_s + last_s) * 0.5
+    record_arrivals(state, out, start_s + stretch_s)
+    clock[NOW] += stretch_s
+    # The next step was decided on when this one began, before anything that it brought about.
+    clock[DECIDED] = clock[NOW] - last_s - JUST_BEFORE_S if limits.async_scheduling else clock[NOW]
+    _advance(stream, pool, state, out, steps, start_s + step.length_s)
+    if steps > 1 or out.lengths.shape[0] > 0:
+        _count_lengths(state, out, steps, step.decoding, (step.length_s, last_s))
+    grown = pool.blocks - available_blocks(state.cache)
+    levels = (np.int64(1), counts[ACTIVE], counts[WAITING], used, step.tokens * steps, grown - used)
+    record(out, start_s, stretch_s, levels)
+    out.totals[0] += steps
+    out.totals[1] += stretch_s
+    out.totals[2] += step.tokens * steps
+    out.totals[3] = max(out.totals[3], used, grown)
+
+
+@compiled
+def _count_lengths(
+    state: State, out: Outcome, steps: int, decoding: int, ends_s: tuple[float, float]
+) -> None:
+    """Counts the steps of a stretch by their length, first and last, and the gaps that end in it after its first."""
+    first_s, last_s = ends_s
+    counted = out.lengths.shape[0] > 0
+    prompts = int(decoding < state.counts[SCHEDULED])
+    if counted:
+        count_gap(out.lengths[prompts], first_s, 1)
+    if steps > 1:
+        second_s = first_s + (last_s - first_s) / (steps - 1)
+        count_growing_gaps(out.gaps, second_s, last_s, state.counts[ACTIVE] * (steps - 1))
+        if counted:
+            count_growing_gaps(out.lengths[prompts], second_s, last_s, steps - 1)
 
 
 @compiled
@@ -304,7 +226,9 @@ def _advance(
         r = state.running[j]
         state.computed[r] += state.chunk[j] + steps - 1
         if steps > 1:
-            need = blocks_of(pool, state.computed[r] - 1, state.computed[r])
+            before = state.computed[r] - 1
+            hide(stream, pool, state, state.cache.windows, r, before)
+            need = blocks_of(pool, before, state.computed[r])
             take_blocks(state, r, need - state.shares[r] * state.cache.unit_blocks - state.held[r])
         if state.computed[r] < stream.prompt_tokens[r] + state.answered[r] + steps - 1:
             continue
@@ -325,18 +249,20 @@ def _answer(
     state: State,
     out: Outcome,
 ) -> None:
-    """Lets go of requests that have all their tokens; in a closed loop their users send the next."""
+    """Notes who has all tokens; in a closed loop their users send the next.
+
+    Their slots and blocks are free at once, or where scheduling is asynchronous after the next step is scheduled
+    (vllm/v1/engine/core.py, step_with_batch_queue).
+    """
     counts = state.counts
-    kept = 0
     for j in range(counts[ACTIVE]):
         r = state.running[j]
         if state.answered[r] < stream.output_tokens[r]:
-            state.running[kept] = r
-            kept += 1
             continue
         out.finished_s[r] = state.clock[NOW]
         counts[FINISHED] += 1
-        release(stream, pool, state, r, state.computed[r], False)
+        counts[ENDING] += 1
         if limits.users > 0 and counts[KNOWN] < stream.prompt_tokens.size:
             send(stream, times, state, out, state.clock[NOW] + times.reply_s)
-    counts[ACTIVE] = kept
+    if counts[ENDING] > 0 and not limits.async_scheduling:
+        forget_ended(stream, pool, state)

@@ -49,9 +49,16 @@ def decode_attention_s(times: StepTimes, sequences: int, seen: FloatArray) -> fl
 
 
 @compiled
-def host_chain_s(times: StepTimes, sequences: int) -> float:
-    """Time the host needs for a step while the GPU computes the one before."""
-    return times.chain_s + sequences * times.chain_per_sequence_s
+def least_step_s(times: StepTimes, sequences: int, tokens: int, mixed: bool) -> float:
+    """Time the host needs for a step: its work beside the GPU, or before it, and the launches of what no CUDA graph
+    holds (`planner.formulas.launches.launches_s`)."""
+    captured = times.captured_tokens
+    if captured.size == 0 or tokens > captured[-1]:
+        launch_s = times.larger_launch_s
+    else:
+        launch_s = times.mixed_launch_s if mixed else times.decode_launch_s
+    beside_s = times.chain_s + sequences * times.chain_per_sequence_s
+    return launch_s + max(beside_s, times.host_s + sequences * times.host_per_sequence_s)
 
 
 @compiled
@@ -72,6 +79,14 @@ def prompt_attention_s(times: StepTimes, past: int, tokens: int) -> float:
 
 
 @compiled
+def unseen_blocks(pool: BlockPool, group: int, computed: int) -> int:
+    """Blocks of a windowed group that are out of sight once so many tokens are computed."""
+    window = pool.window_tokens[group]
+    unseen = computed // window * window if pool.chunked[group] else computed - window + 1
+    return max(unseen, 0) // pool.block_tokens[group]
+
+
+@compiled
 def blocks_of(pool: BlockPool, computed: int, total: int) -> int:
     """Blocks a sequence holds once `total` tokens have a slot, `computed` of them from before the step."""
     blocks = 0
@@ -81,10 +96,8 @@ def blocks_of(pool: BlockPool, computed: int, total: int) -> int:
             continue
         size = pool.block_tokens[group]
         held = (total + size - 1) // size
-        window = pool.window_tokens[group]
-        if window > 0:
-            unseen = computed // window * window if pool.chunked[group] else computed - window + 1
-            held -= max(unseen, 0) // size
+        if pool.window_tokens[group] > 0:
+            held -= unseen_blocks(pool, group, computed)
         blocks += held
     return blocks
 
@@ -97,19 +110,22 @@ def reserved_blocks(pool: BlockPool, computed: int, total: int) -> int:
     for group in range(pool.block_tokens.size):
         if pool.window_tokens[group] > 0 and pool.state_blocks[group] == 0:
             whole = (total + pool.block_tokens[group] - 1) // pool.block_tokens[group]
-            blocks -= max(whole - pool.most_blocks[group], 0)
+            found = computed // pool.block_tokens[group]
+            blocks -= max(whole - max(pool.most_blocks[group], found), 0)
     return blocks
 
 
 @compiled
-def unfilled_blocks(pool: BlockPool, total: int) -> int:
-    """Blocks of a sequence of `total` tokens that nothing can be found in: its last ones, and its states."""
+def unfilled_blocks(pool: BlockPool, total: int, known: int, windowed: bool) -> int:
+    """Blocks of a sequence of `total` tokens that nothing can be found in: those not full of known ones, and states;
+    those of windowed groups only where that is asked."""
     blocks = 0
     for group in range(pool.block_tokens.size):
         if pool.state_blocks[group] > 0:
             blocks += pool.state_blocks[group]
-        else:
-            blocks += total % pool.block_tokens[group] > 0
+        elif windowed or pool.window_tokens[group] == 0:
+            size = pool.block_tokens[group]
+            blocks += (total + size - 1) // size - known // size
     return blocks
 
 
@@ -187,13 +203,11 @@ def count_growing_gaps(gaps: FloatArray, first_s: float, last_s: float, count: i
 
 
 @compiled
-def record(
-    out: Outcome, start_s: float, length_s: float, levels: tuple[Any, ...], more_blocks: int = 0
-) -> None:
+def record(out: Outcome, start_s: float, length_s: float, levels: tuple[Any, ...]) -> None:
     """Adds a stretch of time to the series; bins grow twice as wide whenever it does not fit.
 
-    `levels`: busy (0 or 1), running, waiting, blocks in use (held throughout) and tokens (spread over it);
-    `more_blocks` come into use over the stretch, evenly.
+    `levels`, integers of 64 bits: busy (0 or 1), running, waiting, blocks in use (held throughout), tokens (spread over
+    it), and blocks that come into use over the stretch, evenly.
     """
     series, totals = out.series, out.totals
     while start_s + length_s > totals[4] * SERIES_BINS:
@@ -204,7 +218,7 @@ def record(
         totals[4] *= 2.0
     width = totals[4]
     tokens_per_s = levels[4] / length_s if length_s > 0.0 else 0.0
-    blocks_per_s = more_blocks / length_s if length_s > 0.0 else 0.0
+    blocks_per_s = levels[5] / length_s if length_s > 0.0 else 0.0
     b = min(int(start_s / width), SERIES_BINS - 1)
     left = length_s
     while left > 0.0 and b < SERIES_BINS:

@@ -51,8 +51,11 @@ class SchedulerLimits(NamedTuple):
     """A prompt is admitted only where all its blocks are free (since vLLM 0.19)."""
     prefix_caching: bool
     """Full blocks keep their content until they are needed for something else."""
+    sparse_windows: bool
+    """Of a sliding window the prefix cache keeps only where prompts end or part (since vLLM 0.29)."""
     async_scheduling: bool
-    """A step is scheduled while the one before runs, so who comes meanwhile waits for the next."""
+    """A step is scheduled while the one before runs: who comes meanwhile waits for the next, and who ends with the one
+    before keeps slot and blocks until the next is scheduled."""
 
 
 class BlockPool(NamedTuple):
@@ -96,6 +99,12 @@ class StepTimes(NamedTuple):
     front_per_token_s: float
     reply_s: float
     """From the end of a request to its client, who sends the next one of a closed loop."""
+    larger_launch_s: float = 0.0
+    """Host time of the launches of a step that is larger than the captured sizes, every one of an eager engine."""
+    mixed_launch_s: float = 0.0
+    """Of a captured step with prompts."""
+    decode_launch_s: float = 0.0
+    """Of a captured step without."""
 
 
 class Outcome(NamedTuple):
@@ -115,12 +124,15 @@ class Outcome(NamedTuple):
     [SERIES_BINS, SERIES_FIELDS]."""
     totals: FloatArray
     """Steps, busy seconds, tokens scheduled, most blocks in use, width of a time bin, end [6]."""
+    lengths: FloatArray
+    """Steps counted by length as gaps are, first those without prompts, then those with [2, GAP_BINS]; [0, GAP_BINS]
+    where nobody asked."""
     log: IntArray
     """What was decided, as long as there is room [L, LOG_FIELDS]: the decision, how many equal steps it stands for, a
     request, its tokens (0: it was preempted), 1 where it was admitted; `UNWRITTEN` from the end of the log on."""
 
 
-def empty_outcome(requests: int, log_rows: int = 0) -> Outcome:
+def empty_outcome(requests: int, log_rows: int = 0, *, lengths: bool = False) -> Outcome:
     """Room for the outcome of so many requests; what has not happened is negative."""
     return Outcome(
         sent_s=np.zeros(requests),
@@ -132,5 +144,6 @@ def empty_outcome(requests: int, log_rows: int = 0) -> Outcome:
         gaps=np.zeros(GAP_BINS),
         series=np.zeros((SERIES_BINS, SERIES_FIELDS)),
         totals=np.array([0.0, 0.0, 0.0, 0.0, FIRST_BIN_S, 0.0]),
+        lengths=np.zeros((2 if lengths else 0, GAP_BINS)),
         log=np.full((log_rows, LOG_FIELDS), UNWRITTEN, dtype=np.int64),
     )

@@ -25,6 +25,9 @@ from planner.serving.scheduler_types import (
     empty_outcome,
 )
 
+LONG_REQUESTS = 10_000
+"""From so many on a simulation ends at Ctrl-C: it takes long enough for a thread of its own."""
+
 
 class Replica(NamedTuple):
     """An engine that can be simulated: its times, its cache and its limits."""
@@ -55,6 +58,7 @@ def step_times(
     """The step model with the host's share, as the compiled loop reads it."""
     host_s, per_sequence_s = host.of_step(async_scheduling=engine.async_scheduling)
     chain_s, chain_per_sequence_s = host.beside_step(async_scheduling=engine.async_scheduling)
+    launches = step.launches
     return StepTimes(
         grid_tokens=GRID_TOKENS,
         body_s=step.body_s,
@@ -75,6 +79,9 @@ def step_times(
         front_s=host.front_s,
         front_per_token_s=host.front_per_token_s,
         reply_s=0.0,
+        larger_launch_s=float(launches.compiled_s if len(captured) else launches.eager_s),
+        mixed_launch_s=float(launches.mixed_s),
+        decode_launch_s=float(launches.decode_s),
     )
 
 
@@ -95,8 +102,9 @@ def block_pool(kv: KvLayout, kv_cache_bytes: int, engine: EngineSettings) -> Blo
     )
 
 
-def simulate(one: Replica, stream: RequestStream, *, users: int = 0) -> Outcome:
-    """Serves the stream; `users` above 0 closes the loop: that many in flight, each sent when another ends.
+def simulate(one: Replica, stream: RequestStream, *, users: int = 0, lengths: bool = False) -> Outcome:
+    """Serves the stream; `users` above 0 closes the loop: that many in flight, each sent when another ends;
+    `lengths`: steps are counted by length.
 
     Deterministic: equal streams have equal outcomes.
 
@@ -110,13 +118,21 @@ def simulate(one: Replica, stream: RequestStream, *, users: int = 0) -> Outcome:
     limits = _limits(one.engine, users=users, priority_policy=bool(stream.priority.any()))
     _check_each_fits(one.pool, stream)
     # Imported here: the compiler takes a second to load, and most verbs never need it.
-    from planner.serving.scheduler_compiler import interruptible
+    from planner.serving.scheduler_compiler import interruptible, stoppable
     from planner.serving.scheduler_loop import run
 
-    out = empty_outcome(stream.prompt_tokens.size)
-    if stream.prompt_tokens.size:
-        with interruptible():
-            run(stream, limits, one.pool, one.times._replace(reply_s=reply_s(one, users)), out)
+    count = stream.prompt_tokens.size
+    out = empty_outcome(count, lengths=lengths)
+    times = one.times._replace(reply_s=reply_s(one, users))
+    if not count:
+        return out
+    with interruptible():
+        if count < LONG_REQUESTS:
+            run(stream, limits, one.pool, times, out, np.array([False]))
+        else:
+            # Stopped before its first step, it is only compiled: that is for the thread that Ctrl-C reaches.
+            run(stream, limits, one.pool, times, out, np.array([True]))
+            stoppable(lambda stop: run(stream, limits, one.pool, times, out, stop))
     return out
 
 
@@ -154,7 +170,8 @@ def tpot_s(out: Outcome, stream: RequestStream) -> FloatArray:
 def _limits(engine: EngineSettings, *, users: int, priority_policy: bool) -> SchedulerLimits:
     """The flags as the scheduler of their release follows them (vllm/v1/core/sched/scheduler.py, schedule).
 
-    Admission by whole prompts came with 0.19, the exemption of a lone request from the threshold with 0.31.
+    Admission by whole prompts came with 0.19, sparse windows with 0.29 (prefix_cache_retention_interval of 0,
+    vllm/config/cache.py), the exemption of a lone request from the threshold with 0.31.
     """
     version = parse_version(engine.engine_version)
     return SchedulerLimits(
@@ -166,6 +183,7 @@ def _limits(engine: EngineSettings, *, users: int, priority_policy: bool) -> Sch
         priority_policy=priority_policy,
         reserve_full_prompt=version.since(19),
         prefix_caching=engine.enable_prefix_caching,
+        sparse_windows=version.since(29),
         async_scheduling=engine.async_scheduling,
     )
 

@@ -6,6 +6,7 @@ import streamlit as st
 
 from planner.assemble.question import ANY, AUTO
 from planner.catalog.load import find_preset, presets
+from planner.catalog.load import offers as catalog_offers
 from planner.catalog.models import bundled_models
 from planner.domain.base import InputError
 from planner.domain.dtypes import WeightDtype
@@ -215,12 +216,12 @@ def _promise(preset: Preset) -> Fields:
 
 
 def _offers(fields: Fields) -> tuple[Sequence[Offer], str | None]:
-    """What is for sale under the advanced settings; the catalog alone where the user's prices are not understood."""
+    """What is for sale under the advanced settings; the catalog alone where the user's files are not understood."""
     untrusted, prices = bool(fields["include_untrusted"]), fields.get("prices")
     try:
         return answers.facts(untrusted, str(prices) if prices else None).offers, None
     except InputError as error:
-        return answers.facts(untrusted, None).offers, str(error)
+        return catalog_offers(include_untrusted=untrusted), str(error)
 
 
 def _supply(offers: Sequence[Offer]) -> Fields:

@@ -30,6 +30,7 @@ def run() -> None:
             st.Page(VIEWS / "memory.py", title="Memory", icon=":material/memory:"),
             st.Page(VIEWS / "simulate.py", title="Simulate", icon=":material/timeline:"),
             st.Page(VIEWS / "step.py", title="Step", icon=":material/stacked_bar_chart:"),
+            st.Page(VIEWS / "calibration.py", title="Calibration", icon=":material/tune:"),
             st.Page(VIEWS / "catalog.py", title="Catalog", icon=":material/menu_book:"),
         ],
         position="top",

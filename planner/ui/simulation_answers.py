@@ -8,7 +8,7 @@ from planner.assemble.traffic import TrafficAsked, traffic_asked
 from planner.domain.evidence import ErrorBand
 from planner.domain.units import ms_to_seconds
 from planner.domain.workload import Slo
-from planner.planning.basis import basis_detail
+from planner.planning.basis import basis_detail, has_rough_kernels
 from planner.planning.memory_questions import smallest_tp, tensor_parallel_options
 from planner.planning.predict import Case
 from planner.planning.simulate import Simulation, simulated
@@ -66,7 +66,9 @@ def simulation_answered(ask: SimulationAsk) -> SimulationAnswer:
             known.tuning.deployments,
             placed.paging.engine_version,
         ),
-        None if placed is None else known.accuracy.band(placed.basis),
+        None
+        if placed is None
+        else known.accuracy.band(placed.basis, rough_kernels=has_rough_kernels(placed.model)),
     )
 
 

@@ -21,6 +21,7 @@ SHOWN = {
     "compare": "stPlotlyChart",
     "memory": "stPlotlyChart",
     "simulate": "stPlotlyChart",
+    "calibration": "stTabs",
     "catalog": "stDataFrame",
 }
 """What tells that a page has been drawn."""

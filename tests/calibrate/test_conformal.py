@@ -10,6 +10,7 @@ from planner.calibrate.conformal import (
     LEAST_COVERAGE,
     MOST_COVERAGE,
     MOST_WIDENED,
+    LeftOut,
     conformal_quantile,
     half_width,
     held_without_group,
@@ -28,6 +29,11 @@ def test_exchangeable_scores_are_covered_exactly_as_often_as_split_conformal_say
     assert exact >= COVERAGE_RATIO
 
 
+def by_group(groups: np.ndarray) -> dict[str, LeftOut]:
+    """One kind of groups, every score of a prediction without its own."""
+    return {"group": LeftOut(groups, np.ones(groups.size, dtype=np.bool_))}
+
+
 scores_of_groups = arrays.arrays(np.float64, st.integers(10, 60), elements=st.floats(0, 10)).flatmap(
     lambda scores: st.tuples(
         st.just(scores),
@@ -41,7 +47,7 @@ def test_a_bound_is_a_quantile_widened_no_more_than_is_needed(
     given_scores: tuple[np.ndarray, np.ndarray],
 ) -> None:
     scores, groups = given_scores
-    found, plain = half_width(scores, {"group": groups}), conformal_quantile(scores)
+    found, plain = half_width(scores, by_group(groups)), conformal_quantile(scores)
     assert plain <= found.value <= MOST_WIDENED * plain
     assert np.mean(scores <= found.value) >= COVERAGE_RATIO
     if np.unique(groups).size == 1:
@@ -73,7 +79,7 @@ def test_few_groups_that_share_their_errors_are_covered_where_a_plain_quantile_i
         scores = np.abs(shared + 0.3 * random.normal(size=60))
         new = np.abs(random.normal() + 0.3 * random.normal(size=20))
         groups = np.arange(3).repeat(20).astype(str)
-        found = half_width(scores, {"group": groups})
+        found = half_width(scores, by_group(groups))
         plain.append(np.mean(new <= conformal_quantile(scores)))
         widened.append(np.mean(new <= found.value))
     assert np.mean(plain) < COVERAGE_RATIO - 0.05
@@ -82,4 +88,16 @@ def test_few_groups_that_share_their_errors_are_covered_where_a_plain_quantile_i
 
 def test_a_kind_with_one_group_tells_nothing() -> None:
     scores = np.arange(20.0)
-    assert half_width(scores, {"model": np.full(20, "a")}).coverage_ratio == {}
+    assert half_width(scores, by_group(np.full(20, "a"))).coverage_ratio == {}
+
+
+def test_runs_whose_prediction_saw_their_group_are_not_counted() -> None:
+    # 20 scores each of a and b are of predictions that saw their group; of the other 20, b's ten are far off.
+    near, far = np.linspace(0.0, 1.0, 50), np.full(10, 1.5)
+    scores = np.concatenate([near, far])
+    groups = np.repeat(["a", "b", "a", "b"], [20, 20, 10, 10])
+    unseen = np.arange(60) >= 40
+    counted = half_width(scores, {"model": LeftOut(groups, unseen)})
+    # Bounds made of a alone hold none of b's ten: half of what is counted, a sixth of all.
+    assert counted.coverage_ratio["model"] < LEAST_COVERAGE
+    assert half_width(scores, by_group(groups)).coverage_ratio["group"] > counted.coverage_ratio["model"]

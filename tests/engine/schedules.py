@@ -18,6 +18,7 @@ BLOCK_TOKENS = 32
 SLIDING = "sliding"
 HYBRID = "hybrid"
 RANDOM_LOADS = 24
+WINDOWED_LOADS = 16
 RESUMED_FOR_ONE_TOKEN = 265
 """Of random load: a preempted request finds all but one token again."""
 
@@ -61,6 +62,7 @@ class Recorded(NamedTuple):
 def scenarios() -> list[Scenario]:
     """Every scenario, each with a name of its own, those of one model together."""
     found = [*_by_hand(), *(_random(seed) for seed in (*range(RANDOM_LOADS), RESUMED_FOR_ONE_TOKEN))]
+    found += [*_cached_under_windows(), *(_random_under_windows(seed) for seed in range(WINDOWED_LOADS))]
     return sorted(found, key=lambda scenario: scenario.model)
 
 
@@ -224,6 +226,67 @@ def _by_hand() -> Iterator[Scenario]:
         model=HYBRID,
         blocks=20,
         prefix_caching=False,
+    )
+
+
+def _cached_under_windows() -> Iterator[Scenario]:
+    """Prefix caching where some layers, or all, see a window of three blocks."""
+    shared = tuple(range(6))
+    system = (
+        *(Load(10 * at, 250 + 20 * at, 6, 0, shared) for at in range(4)),
+        Load(40, 200, 4, 0, shared[:5]),
+    )
+    same = (Load(0, 230, 4, 0, (*shared, 6)), *(Load(8, 230, 4, 0, (*shared, 6)) for _ in range(2)))
+    turns = tuple(Load(9 * at, 64 * (at + 1) + 40, 5, 0, tuple(range(2 * at + 3))) for at in range(5))
+    yield Scenario("a shared prefix beside a window", system, model=HYBRID)
+    yield Scenario("a shared prefix under a window alone", system, model=SLIDING)
+    yield Scenario("a prompt again beside a window", same, model=HYBRID)
+    yield Scenario("a prompt again under a window alone", same, model=SLIDING)
+    yield Scenario("a conversation beside a window", turns, model=HYBRID)
+    yield Scenario("a conversation under a window alone", turns, model=SLIDING)
+    yield Scenario(
+        "a shared prefix in the same step beside a window",
+        (*(Load(0, 220, 8, 0, shared) for _ in range(3)), *(Load(20, 240, 8, 0, shared) for _ in range(2))),
+        model=HYBRID,
+        max_num_batched_tokens=512,
+    )
+    yield Scenario(
+        "long answers leave a shared prefix behind",
+        (*(Load(6 * at, 210, 130, 0, shared) for at in range(3)), Load(60, 230, 9, 0, shared)),
+        model=HYBRID,
+    )
+    yield Scenario(
+        "a shared prefix beside a window is evicted",
+        (
+            *(Load(12 * at, 220 + 10 * at, 4, 0, shared) for at in range(3)),
+            Load(40, 500, 4),
+            Load(55, 220, 4, 0, shared),
+            Load(70, 300, 4),
+            *(Load(80 + 12 * at, 220, 4, 0, shared) for at in range(3)),
+        ),
+        model=HYBRID,
+        blocks=34,
+    )
+
+
+def _random_under_windows(seed: int) -> Scenario:
+    """Prompts of three families that part and go on, in a cache that holds a few of them; none is preempted."""
+    draw = random.Random(f"window {seed}")
+    requests, arrival = [], 0
+    for _ in range(draw.randint(10, 24)):
+        arrival += draw.choice((0, 0, 1, 4, 15))
+        family, blocks = draw.randrange(3), draw.choice((0, 2, 4, 6, 9))
+        prompt = BLOCK_TOKENS * blocks + draw.choice((0, 1, 20, draw.randint(1, 200)))
+        prefix = tuple(20 * family + k for k in range(blocks))
+        requests.append(Load(arrival, max(prompt, 1), draw.choice((1, 3, draw.randint(1, 30))), 0, prefix))
+    largest = max(-(-(load.prompt + load.output) // BLOCK_TOKENS) for load in requests)
+    return Scenario(
+        f"random {seed} under windows",
+        tuple(requests),
+        blocks=2 * largest + draw.choice((8, 16, 30, 60)),
+        max_num_seqs=draw.choice((2, 4, 16)),
+        max_num_batched_tokens=draw.choice((50, 128, 256, 600)),
+        model=SLIDING if seed % 4 == 3 else HYBRID,
     )
 
 

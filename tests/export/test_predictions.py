@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planner.domain.deployment import MemoryBudget
-from planner.domain.evidence import UNKNOWN_BUDGET_SCALE, Accuracy, Basis, ErrorBand, LatencyError
+from planner.domain.evidence import Accuracy, Basis, ErrorBand, LatencyError
 from planner.domain.plan import Latency
 from planner.export.predictions import (
     PREDICTION_COLUMNS,
@@ -25,8 +25,8 @@ pred_kv_cache_tokens_high status reason basis
 """
 BAND = ErrorBand(
     basis=Basis.OPERATORS,
-    tpot=LatencyError(median_error_ratio=0.1, factor=1.25, half_width_ratio=0.2),
-    ttft=LatencyError(median_error_ratio=0.3, factor=4.0, half_width_ratio=1.5),
+    tpot=LatencyError(median_error_ratio=0.1, factor=1.25, rough_kernels_scale=2.0, half_width_ratio=0.2),
+    ttft=LatencyError(median_error_ratio=0.3, factor=4.0, unknown_budget_scale=1.25, half_width_ratio=1.5),
     runs=10,
     note="",
 )
@@ -86,10 +86,22 @@ def test_ttft_alone_is_wider_where_the_token_budget_is_assumed() -> None:
         for said in (True, False)
     )
     # 4 to the power of 1.25 is 4 x sqrt(2): 100 ms are 17.7 to 566 ms.
-    assert UNKNOWN_BUDGET_SCALE == 1.25
     assert assumed.pop("ttft_ms_mean") == pytest.approx((100.0 / 32**0.5, 100.0 * 32**0.5))
     assert known.pop("ttft_ms_mean") == pytest.approx((25.0, 400.0))
     assert assumed == known
+
+
+def test_ranges_are_wider_for_models_with_rough_kernels() -> None:
+    plain = Prediction(budget(40_000), LATENCY, 500.0, 0.2, 8.0, Basis.OPERATORS)
+    accuracy = Accuracy(source="", fitted_on="", bands=(BAND,))
+    ranges, wider = (
+        predicted_ranges(Outcome(one, Status.OK), accuracy)
+        for one in (plain, plain._replace(rough_kernels=True))
+    )
+    # 1.25 twice over is 1.5625; TTFT of this basis is as sure as of other models.
+    assert ranges.pop("tpot_ms_mean") == pytest.approx((10.0 / 1.25, 12.5))
+    assert wider.pop("tpot_ms_mean") == pytest.approx((10.0 / 1.5625, 15.625))
+    assert wider == ranges
 
 
 def test_what_was_never_tested_has_no_range() -> None:

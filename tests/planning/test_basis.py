@@ -9,7 +9,7 @@ from planner.domain.deployment import Parallelism
 from planner.domain.dtypes import WeightDtype
 from planner.domain.evidence import Basis
 from planner.formulas.tuning import RunDeployment, model_shape
-from planner.planning.basis import basis_detail, basis_of
+from planner.planning.basis import basis_detail, basis_of, has_rough_kernels
 
 MODEL = load_model("meta-llama/Llama-3.1-8B")
 OTHER = load_model("Qwen/Qwen3-32B")
@@ -54,3 +54,21 @@ def test_another_format_model_or_layout_was_not_measured() -> None:
     ):
         assert basis_of(model, parallelism, operators, (RUN,)) is Basis.CALIBRATED
     assert basis_of(MODEL, Parallelism(tp=2), operators, ()) is Basis.OPERATORS
+
+
+@pytest.mark.parametrize(
+    ("model", "weight_dtype", "rough"),
+    [
+        ("Qwen/Qwen3-32B", None, False),
+        ("Qwen/Qwen3-32B", WeightDtype.FP8, False),
+        ("Qwen/Qwen3-32B", WeightDtype.INT4, True),
+        ("Qwen/Qwen3-32B-AWQ", None, True),
+        ("Qwen/Qwen3-30B-A3B", None, True),
+        ("openai/gpt-oss-120b", None, True),
+        ("deepseek-ai/DeepSeek-V3", None, True),
+    ],
+)
+def test_experts_and_weights_of_four_bits_are_least_sure(
+    model: str, weight_dtype: WeightDtype | None, rough: bool
+) -> None:
+    assert has_rough_kernels(load_model(model, weight_dtype=weight_dtype)) is rough

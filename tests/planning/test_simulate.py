@@ -146,6 +146,7 @@ def test_ranks_take_requests_in_turn() -> None:
     two, _ = ran(served(case_of(dp=2), Traffic(twice)))
     assert two.e2e_s == pytest.approx(np.repeat(one.e2e_s, 2), rel=0.01)
     assert two.e2e_s[::2].tolist() == two.e2e_s[1::2].tolist()
+    assert not any("ranks waits" in note for note in served(case_of(dp=2), Traffic(twice)).notes)
 
 
 def test_the_host_s_time_adds_to_each_figure() -> None:
@@ -162,6 +163,18 @@ def test_the_host_s_time_adds_to_each_figure() -> None:
     assert after.e2e_s - before.e2e_s == pytest.approx(0.151)
     assert any("outside the GPU" in note for note in bare.notes)
     assert hosted.notes == ()
+
+
+def test_ranks_of_an_moe_model_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts of the others lengthen every step; dense models' ranks are independent."""
+    traffic, together = drawn(**CLOSED), case_of(model="openai/gpt-oss-20b", dp=4)
+    stepping = served(together, traffic)
+    assert any("each of the 4 ranks waits" in note for note in stepping.notes)
+    monkeypatch.setattr("planner.planning.simulate.ranks_together", lambda *_: 1)
+    alone = served(together, traffic)
+    (_, slow), (_, fast) = ran(stepping), ran(alone)
+    assert slow.tpot.mean_s > 1.05 * fast.tpot.mean_s
+    assert not any("ranks waits" in note for note in alone.notes)
 
 
 def test_fewer_users_than_ranks_leave_ranks_idle() -> None:

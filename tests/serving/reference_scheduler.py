@@ -1,8 +1,9 @@
 """vLLM's scheduler once more, one step at a time, in plain Python: slow, without arrays and without jumps.
 
 An oracle for the compiled loop, itself held against schedules recorded from vLLM. Blocks are objects in lists, each
-with its content, as vLLM has them. A step of `m` tokens takes `fixed_s + m x per_token_s`, and no less than the host's
-chain needs for its requests.
+with its content, as vLLM has them. Where scheduling is asynchronous the output of a step is read once the next one is
+scheduled (vllm/v1/engine/core.py, step_with_batch_queue). A step of `m` tokens takes `fixed_s + m x per_token_s`, and
+no less than the host's chain needs for its requests.
 """
 
 from collections.abc import Iterable
@@ -57,6 +58,8 @@ class Request:
     """Its prompt begins with these blocks; equal numbers are equal tokens."""
     computed: int = 0
     answered: int = 0
+    coming: int = 0
+    """Tokens of steps whose output was not read yet."""
     blocks: list[Block] = field(default_factory=list)
     first_token_s: float = -1.0
     finished_s: float = -1.0
@@ -66,7 +69,12 @@ class Request:
     @property
     def known(self) -> int:
         """Tokens whose keys and values must be there before the next one comes."""
-        return self.prompt + self.answered
+        return self.prompt + self.answered + self.coming
+
+    @property
+    def has_all(self) -> bool:
+        """No step makes another token of it."""
+        return self.answered + self.coming == self.output
 
     def content(self, block: int) -> tuple[object, ...]:
         """What its block of this number holds once it is full: equal for equal tokens."""
@@ -116,6 +124,10 @@ class Cache:
                 assert oldest.content is not None
                 self.stored[oldest.content].remove(oldest)
             request.blocks.append(Block())
+        self.store(request, min(tokens, request.prompt + request.answered))
+
+    def store(self, request: Request, tokens: int) -> None:
+        """The blocks that so many tokens fill can be found from now on."""
         for number in range(tokens // self.setting.block_tokens if self.setting.prefix_caching else 0):
             block = request.blocks[number]
             if block.content is None:
@@ -161,6 +173,7 @@ def schedule(setting: Setting, requests: list[Request]) -> list[Decision]:
     waiting: list[Request] = []
     running: list[Request] = []
     history: list[Decision] = []
+    unread: list[Request] = []
     now = decided = 0.0
     finished = 0
 
@@ -183,6 +196,9 @@ def schedule(setting: Setting, requests: list[Request]) -> list[Decision]:
         position = 0
         while position < len(running) and budget > 0:
             request = running[position]
+            if request.has_all:
+                position += 1
+                continue
             tokens = min(request.known - request.computed, budget, limit)
             while cache.missing(request, [], request.computed + tokens) > cache.free():
                 victim = running[-1]
@@ -205,8 +221,7 @@ def schedule(setting: Setting, requests: list[Request]) -> list[Decision]:
             scheduled[request.number] = tokens
             budget -= tokens
             position += 1
-        everyone = len(scheduled) == len(running)
-        while not preempted and everyone and waiting and budget > 0 and len(running) < setting.max_num_seqs:
+        while not preempted and waiting and budget > 0 and len(running) < setting.max_num_seqs:
             request = waiting[0]
             hits = cache.hits(request)
             found = len(hits) * setting.block_tokens
@@ -221,32 +236,49 @@ def schedule(setting: Setting, requests: list[Request]) -> list[Decision]:
             scheduled[request.number] = tokens
             admitted.append(request.number)
             budget -= tokens
+        sampled = []
+        for request in [one for one in running if one.number in scheduled]:
+            request.computed += scheduled[request.number]
+            if request.computed == request.known:
+                request.coming += 1
+                sampled.append(request)
         length_s = _length_s(setting, scheduled)
+        if setting.async_scheduling:
+            # Came when the step before ended, which is now.
+            ended = _read(cache, unread, running, now)
+            unread = sampled
         used = setting.blocks - cache.free()
         history.append(Decision(scheduled, frozenset(admitted), frozenset(preempted), used, length_s))
-        if not scheduled:
-            continue
         decided = now - 1e-9
         now += length_s
         if not setting.async_scheduling:
+            ended = _read(cache, sampled, running, now)
+        if not setting.async_scheduling or not scheduled:
             decided = now
-        for request in [one for one in running if one.number in scheduled]:
-            request.computed += scheduled[request.number]
-            if request.computed < request.known:
-                continue
-            request.answered += 1
-            request.token_times_s.append(now)
-            if request.answered == 1:
-                request.first_token_s = now
-            if request.answered == request.output:
-                request.finished_s = now
-                running.remove(request)
-                cache.release(request)
-                finished += 1
-                if unsent:
-                    unsent[0].sent_s = now + setting.reply_s
-                    coming.append(unsent.pop(0))
+        finished += len(ended)
+        for request in ended:
+            (running if request in running else waiting).remove(request)
+            if unsent:
+                unsent[0].sent_s = request.finished_s + setting.reply_s
+                coming.append(unsent.pop(0))
     return history
+
+
+def _read(cache: Cache, sampled: list[Request], running: list[Request], now: float) -> list[Request]:
+    """The tokens that a step made, as they come; returns who has all of them, and takes their blocks."""
+    for request in sampled:
+        request.coming -= 1
+        request.answered += 1
+        request.token_times_s.append(now)
+        if request.answered == 1:
+            request.first_token_s = now
+        if cache.setting.async_scheduling and request in running:
+            cache.store(request, request.computed - request.coming)
+    ended = [request for request in sampled if request.answered == request.output]
+    for request in ended:
+        request.finished_s = now
+        cache.release(request)
+    return ended
 
 
 def _length_s(setting: Setting, scheduled: dict[int, int]) -> float:
@@ -264,8 +296,8 @@ def _sort(setting: Setting, waiting: list[Request]) -> None:
 
 
 def written(history: Iterable[Decision]) -> list[str]:
-    """Decisions as schedules are recorded."""
-    return [str(decision) for decision in history]
+    """Decisions as schedules are recorded; without those that decide nothing."""
+    return [text for decision in history if (text := str(decision))]
 
 
 def times_of(setting: Setting) -> StepTimes:

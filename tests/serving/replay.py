@@ -14,6 +14,8 @@ LOG_ROWS = 100_000
 MAX_MODEL_LEN = 2048
 NULL_BLOCKS = 1
 STEP_S = 1.0
+NEVER = np.zeros(1, dtype=np.bool_)
+"""Nothing stops the run."""
 
 
 def simulated_steps(recorded: Recorded) -> list[str]:
@@ -28,7 +30,7 @@ def simulated_steps(recorded: Recorded) -> list[str]:
     block_tokens = recorded.groups[0]["block_tokens"]
     stream = with_prefixes(stream, [load.prefix for load in requests], block_tokens)
     out = empty_outcome(len(requests), LOG_ROWS)
-    run(stream, limits_of(scenario), _pool(recorded), times_of(_setting(scenario, block_tokens)), out)
+    run(stream, limits_of(scenario), _pool(recorded), times_of(_setting(scenario, block_tokens)), out, NEVER)
     return steps_of(out)
 
 
@@ -69,6 +71,7 @@ def limits_of(scenario: Scenario) -> SchedulerLimits:
         priority_policy=scenario.policy == "priority",
         reserve_full_prompt=True,
         prefix_caching=scenario.prefix_caching,
+        sparse_windows=True,
         async_scheduling=False,
     )
 

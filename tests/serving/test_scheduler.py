@@ -24,7 +24,7 @@ from planner.serving.scheduler_types import (
 )
 from planner.serving.simulation import Replica, simulate, tpot_s, ttft_s
 from tests.serving.reference_scheduler import Request, Setting, schedule, times_of, written
-from tests.serving.replay import LOG_ROWS, steps_of
+from tests.serving.replay import LOG_ROWS, NEVER, steps_of
 
 GAPS_S = (0.0, 0.0051713, 0.0313171, 0.4071337)
 """Off the grid of step times, so that no arrival falls on the border of a step."""
@@ -48,9 +48,10 @@ def compiled(setting: Setting, stream: RequestStream, log_rows: int = 0) -> Outc
         setting.priority_policy,
         setting.reserve_full_prompt,
         setting.prefix_caching,
+        True,
         setting.async_scheduling,
     )
-    run(stream, limits, pool_of(setting.blocks, setting.block_tokens), times_of(setting), out)
+    run(stream, limits, pool_of(setting.blocks, setting.block_tokens), times_of(setting), out, NEVER)
     return out
 
 
@@ -187,6 +188,45 @@ class TestByHand:
             assert out.finished_s[0] == pytest.approx(0.026 + 2 * 0.011)
             assert out.finished_s[1] == pytest.approx(0.026 + 2 * 0.011 + prefill_s + 0.011)
 
+    def test_who_ended_keeps_its_slot_for_a_step_of_asynchronous_scheduling(self) -> None:
+        # Two slots. Both prompts of 10: 30 ms; a step of two: 12 ms, with which the first ends at 42 ms. The next step
+        # was scheduled before that: the second alone, 11 ms. So the third comes in at 53 ms: 1 + 10 tokens, 21 ms.
+        stream = plain_stream(np.zeros(3), np.full(3, 10), np.array([2, 4, 1]))
+        out = compiled(Setting(max_num_seqs=2, async_scheduling=True), stream)
+        assert out.scheduled_s == pytest.approx([0.0, 0.0, 0.053])
+        assert out.finished_s == pytest.approx([0.042, 0.074, 0.074])
+        # Otherwise at 42 ms, 21 ms with the second's third token, whose fourth takes 11 ms more.
+        out = compiled(Setting(max_num_seqs=2), stream)
+        assert out.scheduled_s == pytest.approx([0.0, 0.0, 0.042])
+        assert out.finished_s == pytest.approx([0.042, 0.074, 0.063])
+
+    def test_a_step_with_nobody_in_it_takes_no_time(self) -> None:
+        # One slot: nobody can be scheduled beside the last step of the first request, 20 + 11 ms, and the second is as
+        # soon as that ends. It may come until then.
+        for sent_s in (0.0, 0.030):
+            stream = plain_stream(np.array([0.0, sent_s]), np.full(2, 10), np.full(2, 2))
+            out = compiled(Setting(max_num_seqs=1, async_scheduling=True), stream)
+            assert out.scheduled_s == pytest.approx([0.0, 0.031])
+            assert out.finished_s == pytest.approx([0.031, 0.062])
+
+    def test_who_ended_keeps_its_blocks_for_a_step_of_asynchronous_scheduling(self) -> None:
+        # Six blocks of 4: prompts of 8, 16 tokens in 26 ms, take four, their next tokens, 12 ms, the others. The third
+        # needs three: those of the first, which ends at 38 ms, are free for the step after the next: 11 ms later.
+        stream = plain_stream(np.zeros(3), np.array([8, 8, 12]), np.array([2, 4, 1]))
+        for asynchronous, scheduled_s in ((True, 0.049), (False, 0.038)):
+            out = compiled(Setting(blocks=6, block_tokens=4, async_scheduling=asynchronous), stream)
+            assert out.scheduled_s == pytest.approx([0.0, 0.0, scheduled_s])
+            assert out.preemptions.tolist() == [0, 0, 0]
+
+    def test_one_that_ended_is_preempted_for_its_blocks(self) -> None:
+        # Four blocks of 4: both prompts fill them in 26 ms, and the second has all its tokens. The first needs a fifth
+        # block before that is known: the second loses its own, which costs nobody anything.
+        stream = plain_stream(np.zeros(2), np.array([8, 8]), np.array([3, 1]))
+        out = compiled(Setting(blocks=4, block_tokens=4, async_scheduling=True), stream)
+        assert out.preemptions.tolist() == [0, 1]
+        assert out.finished_s == pytest.approx([0.048, 0.026])
+        assert compiled(Setting(blocks=4, block_tokens=4), stream).preemptions.tolist() == [0, 0]
+
     def test_a_shared_prefix_is_computed_once(self) -> None:
         # 8 of 12 prompt tokens are the same two blocks: the second request computes 4 of them
         stream = plain_stream(np.array([0.0, 1.0]), np.array([12, 12]), np.array([1, 1]))
@@ -213,8 +253,8 @@ class TestJumped:
         times = times._replace(decode_per_token_s=np.array([2e-6]))
         stream = plain_stream(np.zeros(1), np.array([self.PROMPT]), np.array([self.ANSWER]))
         out = empty_outcome(1)
-        limits = SchedulerLimits(256, 8192, 0, True, 0, False, True, True, False)
-        run(stream, limits, pool_of(10_000), times, out)
+        limits = SchedulerLimits(256, 8192, 0, True, 0, False, True, True, True, False)
+        run(stream, limits, pool_of(10_000), times, out, NEVER)
         return out
 
     def test_blocks_grow_with_the_answer(self) -> None:
@@ -362,6 +402,9 @@ class TestInvariants:
         answered = dict.fromkeys(range(len(requests)), 0)
         for step in steps_logged(out):
             for number in step.preempted:
+                if answered[number] == requests[number].output:
+                    assert setting.async_scheduling
+                    continue
                 del computed[number]
             for number in step.admitted:
                 assert number not in computed
@@ -390,8 +433,11 @@ class TestInvariants:
         setting = setting._replace(priority_policy=False)
         waiting: set[int] = set()
         begun: set[int] = set()
-        for step in steps_logged(compiled(setting, stream_of(requests, 4), LOG_ROWS)):
-            waiting |= step.preempted
+        steps = steps_logged(compiled(setting, stream_of(requests, 4), LOG_ROWS))
+        last = {number: at for at, step in enumerate(steps) for number in step.tokens}
+        for at, step in enumerate(steps):
+            # One that had ended when it was preempted does not come back.
+            waiting |= {number for number in step.preempted if last[number] >= at}
             assert not waiting - step.admitted or step.admitted <= waiting
             waiting -= step.admitted
             begun |= step.admitted

@@ -30,6 +30,7 @@ def table(fixed_s: float = FIXED_S, per_token_s: float = PER_TOKEN_S, pp: int = 
         context_per_token_s=np.zeros(1),
         context_per_pair_s=none,
         context_per_past_s=none,
+        launch_s=np.zeros((1, 4)),
         pp=np.full(1, float(pp)),
     )
 

@@ -12,6 +12,7 @@ from planner.domain.dtypes import ComputeDtype, WeightDtype
 from planner.domain.evidence import Basis
 from planner.domain.hardware import Gpu
 from planner.formulas.arrays import FloatArray
+from planner.formulas.host_time import HostTime, MeasuredHost
 
 OPERATOR_FORMAT = 2
 """Raised whenever a form changes meaning, so that an older file is refused and not misread."""
@@ -217,6 +218,19 @@ class LinearAttentionFit(Frozen):
     context_evidence: Evidence
 
 
+class ElementwiseFit(Frozen):
+    """Norms, activations, rotary embeddings: no table times them, so these are assumed until steps are measured."""
+
+    launch_s: Seconds = 1.5e-6
+    """Of one kernel inside a CUDA graph."""
+    byte_efficiency: Efficiency = 0.75
+    """Share of memory bandwidth that their traffic moves at."""
+    logit_s: Seconds = 0.0
+    """Sampling, for each entry of the vocabulary and sampled row; a GPU hides it in the host time of a sequence."""
+    dispatch_ratio: Annotated[float, Field(ge=0, le=1e3)] = 1.0
+    """Launches from Python over those of `launches.py`, which are a CPU's; 0 where kernels run on the host itself."""
+
+
 class CollectiveCurve(Frozen):
     """p-norm of a latency and the ring volume 2 (n - 1) / n x message over the link, and what that leaves."""
 
@@ -270,6 +284,7 @@ class OperatorCoefficients(Frozen):
     context_attention: dict[int, tuple[ContextAttentionFit, ...]]
     mla: MlaFit
     linear_attention: LinearAttentionFit
+    elementwise: ElementwiseFit = ElementwiseFit()
     nvlink_all_reduce: AllReduceFit
     pcie_all_reduce: AllReduceFit
 
@@ -290,6 +305,10 @@ class StepTuning(NamedTuple):
     """Measured / predicted time of steps that only decode, where this model was run with this TP."""
     prompt_ratio: float = 1.0
     """The same of steps with long prompts."""
+    log2_tokens: tuple[float, ...] = ()
+    log_ratio: tuple[float, ...] = ()
+    """Measured / predicted time of a step's layers without attention, in logarithms, at 2^log2_tokens scheduled tokens,
+    linear in between and constant beyond; empty where steps of this model were not measured one by one."""
 
 
 UNTUNED = StepTuning()
@@ -304,6 +323,12 @@ class GpuOperators(NamedTuple):
     donor: str
     """The GPU whose tables the coefficients come from."""
     tuning: StepTuning = UNTUNED
+    host: MeasuredHost | None = None
+    """As steps measured on this GPU's machine have it; None where none were."""
+
+    def host_on(self, host: HostTime) -> HostTime:
+        """What is known of the host in general, with what was measured beside this GPU."""
+        return host if self.host is None else self.host.on(host)
 
     @property
     def compute_slowdown(self) -> float:

@@ -23,8 +23,6 @@ BLEND_TO_LOG2_TOKENS = log2(384)
 ACTIVATION_BYTES = 2.0
 QUANTIZE_BYTES = 3.0
 """A 16-bit value read, an 8-bit one written."""
-ELEMENTWISE_LAUNCH_S = 1.5e-6
-ELEMENTWISE_BYTE_EFFICIENCY = 0.75
 
 _SAME_KERNEL = {
     WeightDtype.FP16: WeightDtype.BF16,
@@ -117,9 +115,7 @@ def gemm_s(m: FloatArray, n: int, k: int, dtype: WeightDtype, ops: GpuOperators)
 
 
 def elementwise_s(m: FloatArray, bytes_per_token: float, kernels: int, ops: GpuOperators) -> FloatArray:
-    """Norms, activations and rotary embeddings of `m` tokens [G]: a launch each and their traffic [s].
-
-    1.5 us a kernel inside a CUDA graph, traffic at 0.75 of memory bandwidth: stated assumptions, not fitted.
-    """
-    bytes_per_s = ops.gpu.memory_bandwidth_bytes_per_s * ELEMENTWISE_BYTE_EFFICIENCY
-    return kernels * ELEMENTWISE_LAUNCH_S + m * (bytes_per_token / bytes_per_s)
+    """Norms, activations and rotary embeddings of `m` tokens [G]: a launch each and their traffic [s]."""
+    fit = ops.coefficients.elementwise
+    bytes_per_s = ops.gpu.memory_bandwidth_bytes_per_s * fit.byte_efficiency
+    return kernels * fit.launch_s + m * (bytes_per_token / bytes_per_s)

@@ -1,0 +1,230 @@
+"""What `calibrate` chooses to measure against an even grid in the same seconds, replayed from recorded steps."""
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from random import Random
+from statistics import median
+
+import numpy as np
+
+from benchmarks.engine_steps import REPETITIONS, WARMUPS, exam_shapes, limits_of
+from benchmarks.inputs import Inputs
+from benchmarks.measure import Row, best_of, figure, time_at_most
+from planner.calibrate.fit_steps import FEWEST_STEPS, MeasuredSteps, StepFit, fit_steps
+from planner.calibrate.measure.design import Plan, forecast, next_shapes
+from planner.calibrate.measure.session import BATCH
+from planner.calibrate.step_deployment import step_deployment
+from planner.calibrate.step_unknowns import StepDeployment, step_unknowns
+from planner.catalog.calibration_runs import read_run
+from planner.domain.calibration import CalibrationRun, StepPoint, StepShape
+from planner.formulas.arrays import FloatArray
+from planner.formulas.shape_time import shape_columns
+
+RECORDS = Path(__file__).parent / "data"
+BUDGETS_S = (2.0, 5.0, 10.0, 20.0, 40.0)
+SEEDS = 5
+"""Orders of the grid; the middle result counts."""
+CHOOSING_S = 0.3
+"""That each batch of the design is charged for its fit; the grid needs none."""
+FIRST_ASK_S = 0.05
+MANY_S = 20.0
+"""Of measuring, where guesses without a model are compared, and a fit is carried to the other engine."""
+
+
+class Record:
+    """One engine of which every shape was measured."""
+
+    def __init__(self, run: CalibrationRun) -> None:
+        self.run = run
+        self.deployment: StepDeployment = step_deployment(run, ())
+        self.name = run.target.model
+        asked = set(exam_shapes(limits_of(run)))
+        self.exam = tuple(point for point in run.measured if point.shape in asked)
+        self.grid = {point.shape: point for point in run.measured if point.shape not in asked}
+
+    @cached_property
+    def exam_log_s(self) -> FloatArray:
+        """Logarithm of the measured times of the exam [N]."""
+        return np.log([point.median_s for point in self.exam])
+
+    def errors(self, predicted_log_s: FloatArray) -> FloatArray:
+        """|predicted / measured - 1| of the exam [N]."""
+        return np.abs(np.expm1(predicted_log_s - self.exam_log_s))
+
+    def fitted_errors(self, points: Sequence[StepPoint]) -> FloatArray:
+        """Of a fit to these points, or of what is known without any where they are too few."""
+        if len(points) < FEWEST_STEPS:
+            return self.carried_errors(None)
+        fit = fit_steps([MeasuredSteps(self.deployment, tuple(points))])
+        columns = shape_columns(point.shape for point in self.exam)
+        return self.errors(fit.unknowns.log_s(fit.solution.values, [columns]))
+
+    def carried_errors(self, fit: StepFit | None) -> FloatArray:
+        """Of what a fit to another engine says of the device, with no curve of this one; of nothing without."""
+        unknowns = step_unknowns([self.deployment])
+        values = np.zeros(unknowns.spreads.size)
+        if fit is not None:
+            shared = fit.unknowns.kernels + fit.unknowns.host
+            found = dict(zip((one.name for one in shared), fit.solution.values, strict=False))
+            for index, one in enumerate(unknowns.kernels + unknowns.host):
+                values[index] = found.get(one.name, 0.0)
+        columns = shape_columns(point.shape for point in self.exam)
+        return self.errors(unknowns.log_s(values, [columns]))
+
+
+def records(folder: Path = RECORDS) -> list[Record]:
+    """All that are kept, by name."""
+    return [Record(read_run(path)) for path in sorted(folder.glob("steps-*.json"))]
+
+
+def seconds(point: StepPoint) -> float:
+    """That measuring it took, warm-up and all."""
+    assert point.telemetry is not None
+    return point.telemetry.seconds
+
+
+def designed(record: Record, budget_s: float) -> list[StepPoint]:
+    """Points chosen as a calibration does: batches of the most telling, a fit between two of them."""
+    found: list[StepPoint] = []
+    left_s, asked_s = budget_s, [FIRST_ASK_S]
+    while left_s > 0:
+        done = {point.shape for point in found}
+        rest = [shape for shape in record.grid if shape not in done]
+        plan = Plan(REPETITIONS, WARMUPS, median(asked_s))
+        expected = forecast(record.deployment, found, rest)
+        left_s -= CHOOSING_S
+        batch = next_shapes(rest, expected, plan, count=BATCH, most_s=left_s)
+        measured = list(within((record.grid[shape] for shape in batch), left_s))
+        if not measured:
+            break
+        found += measured
+        left_s -= sum(map(seconds, measured))
+        asked_s = [seconds(point) - sum(point.times_s) for point in found]
+    return found
+
+
+def within(points: Iterator[StepPoint] | Sequence[StepPoint], budget_s: float) -> Iterator[StepPoint]:
+    """Those that still fit the seconds left, in order."""
+    for point in points:
+        if seconds(point) <= budget_s:
+            budget_s -= seconds(point)
+            yield point
+
+
+def random_order(record: Record, budget_s: float, seed: int) -> list[StepPoint]:
+    """The whole grid in random order until the time is used up."""
+    waiting = list(record.grid.values())
+    Random(seed).shuffle(waiting)
+    return list(within(waiting, budget_s))
+
+
+def even_grid(record: Record, budget_s: float, seed: int) -> list[StepPoint]:
+    """The finest factorial grid that fits: each n-th of every quantity, from a random start; then more at random."""
+    random = Random(seed)
+    for stride in (1, 2, 3, 4, 6):
+        kept = thinned(tuple(record.grid), stride, random)
+        points = [record.grid[shape] for shape in kept]
+        if sum(map(seconds, points)) <= budget_s:
+            break
+    random.shuffle(points)
+    rest = [point for point in random_order(record, float("inf"), seed) if point.shape not in kept]
+    return list(within([*points, *rest], budget_s))
+
+
+def thinned(shapes: Sequence[StepShape], stride: int, random: Random) -> set[StepShape]:
+    """Shapes of which every quantity is an n-th of its values, kind by kind."""
+    kept: set[StepShape] = set()
+    for kind in dict.fromkeys(shape.kind for shape in shapes):
+        mine = [shape for shape in shapes if shape.kind is kind]
+        columns = list(zip(*(tuple(shape.model_dump().values()) for shape in mine), strict=True))
+        levels = []
+        for column in columns:
+            values = sorted(set(column))
+            levels.append(set(values[random.randrange(min(stride, len(values))) :: stride]))
+        kept |= {
+            shape
+            for shape, row in zip(mine, zip(*columns, strict=True), strict=True)
+            if all(value in level for value, level in zip(row, levels, strict=True))
+        }
+    return kept
+
+
+def rows(inputs: Inputs) -> Iterator[Row]:
+    """The choice against both grids by budget, guesses without a model, the other engine, and the time of a fit."""
+    found = records()
+    for record in found:
+        for budget_s in BUDGETS_S:
+            yield from against_grids(record, budget_s)
+        yield from against_guesses(record)
+    for record, other in product(found, found):
+        if record is not other:
+            yield carried(record, other)
+    yield from fit_times(found, inputs.repeats)
+
+
+def against_grids(record: Record, budget_s: float) -> Iterator[Row]:
+    """Median and 90th percentile of the exam's errors over those of the better grid, its middle order."""
+    points = designed(record, budget_s)
+    ours = record.fitted_errors(points)
+    even = [record.fitted_errors(even_grid(record, budget_s, seed)) for seed in range(SEEDS)]
+    shuffled = [record.fitted_errors(random_order(record, budget_s, seed)) for seed in range(SEEDS)]
+    for name, share in (("median", 0.5), ("p90", 0.9)):
+        error = float(np.quantile(ours, share))
+        grids = [median(float(np.quantile(one, share)) for one in kind) for kind in (even, shuffled)]
+        yield Row(
+            f"{record.name}, {budget_s:g} s of measuring: error of {len(record.exam)} other steps, {name}",
+            f"{figure(100 * error)} % from {len(points)} shapes chosen",
+            f"{figure(100 * grids[0])} % from an even grid, {figure(100 * grids[1])} % from a random order",
+            error / min(grids),
+            error <= min(grids),
+        )
+
+
+def against_guesses(record: Record) -> Iterator[Row]:
+    """The fit's median error over those of the mean and of the nearest point measured; a third was promised."""
+    points = designed(record, MANY_S)
+    error = float(np.median(record.fitted_errors(points)))
+    log_s = np.log([point.median_s for point in points])
+    chosen, exam = (
+        np.log1p(np.array(shape_columns(point.shape for point in some)).T) for some in (points, record.exam)
+    )
+    nearest = ((exam[:, None, :] - chosen[None, :, :]) ** 2).sum(axis=2).argmin(axis=1)
+    guesses = {
+        "the mean of the points": np.full(len(exam), np.log(np.exp(log_s).mean())),
+        "the nearest point": log_s[nearest],
+    }
+    for name, guess in guesses.items():
+        other = float(np.median(record.errors(guess)))
+        yield Row(
+            f"{record.name}, {MANY_S:g} s of measuring: median error against {name}",
+            f"{figure(100 * error)} %",
+            f"{figure(100 * other)} %, at most a third of it",
+            error / other,
+            error <= other / 3.0,
+        )
+
+
+def carried(record: Record, other: Record) -> Row:
+    """A fit to one engine on the other, of which nothing was measured."""
+    fit = fit_steps([MeasuredSteps(record.deployment, tuple(designed(record, MANY_S)))])
+    error, before = (float(np.median(other.carried_errors(one))) for one in (fit, None))
+    return Row(
+        f"{other.name} from {MANY_S:g} s on {record.name}: error of {len(other.exam)} steps, median",
+        f"{figure(100 * error)} %",
+        f"{figure(100 * before)} % without any run",
+        error / before,
+        error <= before,
+    )
+
+
+def fit_times(found: Sequence[Record], repeats: int) -> Iterator[Row]:
+    """What a fit to everything takes, and what choosing a batch takes, which is charged above."""
+    for record in found:
+        points = tuple(record.grid.values())
+        timing = best_of(repeats, lambda of=record, to=points: fit_steps([MeasuredSteps(of.deployment, to)]))
+        yield time_at_most(f"{record.name}: fit to {len(points)} steps", timing, 10.0)
+        half, rest = points[::2], [point.shape for point in points[1::2]]
+        timing = best_of(repeats, lambda of=record, to=half, at=rest: forecast(of.deployment, to, at))
+        yield time_at_most(f"{record.name}: forecast before a batch, {len(half)} steps", timing, CHOOSING_S)

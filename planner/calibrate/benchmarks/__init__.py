@@ -1,0 +1,1 @@
+"""Results of other benchmark tools, one module a format."""
