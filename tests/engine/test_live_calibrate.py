@@ -1,4 +1,4 @@
-"""`calibrate` end to end on a live vLLM (CPU): a fit predicts what it has not seen, and runs that are cut short go on."""
+"""`calibrate` end to end on a live vLLM (CPU): a fit predicts what it has not seen, runs that are cut short go on."""
 
 import json
 import os
