@@ -26,7 +26,7 @@ RECORDS = Path(__file__).parent / "data"
 BUDGETS_S = (2.0, 5.0, 10.0, 20.0, 40.0)
 SEEDS = 5
 """Orders of the grid; the middle result counts."""
-CHOOSING_S = 0.3
+CHOOSING_S = 0.4
 """That each batch of the design is charged for its fit; the grid needs none."""
 FIRST_ASK_S = 0.05
 MANY_S = 20.0

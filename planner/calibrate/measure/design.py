@@ -18,13 +18,13 @@ from planner.domain.calibration import StepPoint, StepShape
 from planner.formulas.arrays import FloatArray
 from planner.formulas.shape_time import ShapeColumns, shape_columns
 
-LIKENESS_LOG_LENGTH = 1.5
-"""Shapes a factor of e^1.5 apart in one quantity still tell much of each other."""
+LIKENESS_LOG_LENGTH = 0.8
+"""Shapes a factor of e^0.8 apart in one quantity still tell much of each other."""
 EXPECTED_NOISE = 0.02
 """Of a median not yet measured."""
-COST_EXPONENT = 0.6
-"""What a shape tells is weighed against its time to this power: times are guesses at first, and with 1 a short run
-measures cheap steps only. Tuned on one recorded engine and tested on another (docs/calibration.md)."""
+UNLIKE_FACTOR = 2.0
+"""A design trusts the model less than a fit does, so that points also lie where the model has nothing to ask. This and
+the length were tuned on one recorded engine and tried on another (docs/calibration.md)."""
 PROMPTS = (1, 2, 4, 8, 16)
 PAST_SHARES = (0.0, 0.25, 0.6, 1.0)
 """Of the room that is left beside the chunk."""
@@ -124,7 +124,7 @@ def forecast(
         values, covariance = found.values, found.covariance
     predicted = log_s(values)
     jacobian = jacobian_of(log_s, values, DIFFERENCE * spreads, predicted)
-    unlike = model_error(deployment) ** 2
+    unlike = (UNLIKE_FACTOR * model_error(deployment)) ** 2
     own = likeness(columns, columns)
     joint = jacobian @ covariance @ jacobian.T + unlike * own
     if len(measured) >= FEWEST_STEPS:
@@ -158,7 +158,7 @@ def next_shapes(
         narrowed = (covariance**2).sum(axis=0) / variance
         narrowed[cost_s > left_s] = 0.0
         narrowed[chosen] = 0.0
-        best = int(np.argmax(narrowed / cost_s**COST_EXPONENT))
+        best = int(np.argmax(narrowed / cost_s))
         if narrowed[best] <= 0.0:
             break
         chosen.append(best)
