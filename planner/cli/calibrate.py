@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from secrets import token_hex
 from tempfile import TemporaryDirectory
@@ -170,6 +171,7 @@ def calibrate(
     if dry_run:
         show_grids(targets, wanted, operators, share_s, as_json=as_json)
         return
+    _check_installed()
     folder = _runs_folder(out)
     with _stopped_politely():
         if resume:
@@ -228,6 +230,15 @@ def _machine(device: Device, gpu_index: int, tp: int) -> tuple[Machine, tuple[st
         today = datetime.now(UTC).date().isoformat()
         machine = machine.model_copy(update={"datasheet": nominal_gpu(machine, found.silicon, as_of=today)})
     return machine, found.missing
+
+
+def _check_installed() -> None:
+    """Raises `InputError` where this Python has no vLLM, which is looked for and not imported."""
+    if find_spec("vllm") is None:
+        raise InputError(
+            f"vLLM is not installed for {sys.executable}: install it there (pip install vllm; for a CPU: "
+            "make engine-cpu), or run calibrate where it is"
+        )
 
 
 def _runs_folder(out: Path | None) -> Path:

@@ -81,7 +81,7 @@ def _basis(run: CalibrationRun, fit: GpuFit | None) -> str:
         return f"no steps of {run.machine.gpu} are stored: predicted as before any run (`fit runs DIR` stores them)"
     if run.run_id in {source.run_id for source in fit.runs}:
         return f"the fit of {fit.fitted_on} knew this run: errors are in sample"
-    return f"the fit of {fit.fitted_on} to {len(fit.runs)} other runs"
+    return f"predicted by the fit of {fit.fitted_on} to {len(fit.runs)} other runs"
 
 
 def _by_region(steps: Sequence[ExaminedStep]) -> list[tuple[str, list[ExaminedStep]]]:
@@ -162,4 +162,4 @@ def _show(exam: Exam, regions: Sequence[Sequence[Cell]], basis: str) -> None:
     if rows:
         headers = ["users", "requests", "TTFT [ms]", "predicted", "error", "TPOT [ms]", "predicted", "error"]
         show_table("Served in the engine's process, and simulated", headers, rows)
-    say(f"By {basis}.")
+    say(f"{basis[0].upper()}{basis[1:]}.")

@@ -48,6 +48,7 @@ def test_without_an_engine_it_says_what_to_install(cli: Cli, tmp_path: Path) -> 
     errors = [line for line in result.err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert "pip install vllm" in errors[0]
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.skipif(find_spec("pynvml") is not None, reason="NVML may be here")

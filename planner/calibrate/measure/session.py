@@ -182,7 +182,8 @@ class StepSession:
             return self._keep(
                 StepPoint(shape=shape, measured_at=now(), attempt=attempt, failed=failed, telemetry=telemetry)
             )
-        self._ask_s.append(max(time.monotonic() - began_s - sum(answer.times_s), 0.0))
+        timed_s = sum(answer.times_s) + sum(answer.warmup_s)
+        self._ask_s.append(max(time.monotonic() - began_s - timed_s, 0.0))
         baseline = [
             one.telemetry
             for one in self.run.measured
