@@ -1,19 +1,29 @@
 """What `calibrate` chooses to measure against an even grid in the same seconds, replayed from recorded steps."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from itertools import product
 from pathlib import Path
 from random import Random
 from statistics import median
+from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.engine_steps import REPETITIONS, WARMUPS, exam_shapes, limits_of
+from benchmarks.engine_steps import exam_shapes, limits_of
 from benchmarks.inputs import Inputs
 from benchmarks.measure import Row, best_of, figure, time_at_most
 from planner.calibrate.fit_steps import FEWEST_STEPS, MeasuredSteps, StepFit, fit_steps
-from planner.calibrate.measure.design import Plan, forecast, next_shapes
+from planner.calibrate.measure.design import (
+    FIRST_ASK_S,
+    REPETITIONS,
+    WARMUPS,
+    Plan,
+    forecast,
+    next_shapes,
+    opening_shapes,
+    target_shapes,
+)
 from planner.calibrate.measure.session import BATCH
 from planner.calibrate.step_deployment import step_deployment
 from planner.calibrate.step_unknowns import StepDeployment, step_unknowns
@@ -25,12 +35,12 @@ from planner.formulas.shape_time import shape_columns
 RECORDS = Path(__file__).parent / "data"
 BUDGETS_S = (2.0, 5.0, 10.0, 20.0, 40.0)
 SEEDS = 5
-"""Orders of the grid; the middle result counts."""
-CHOOSING_S = 0.4
-"""That each batch of the design is charged for its fit; the grid needs none."""
-FIRST_ASK_S = 0.05
-MANY_S = 20.0
-"""Of measuring, where guesses without a model are compared, and a fit is carried to the other engine."""
+"""Replays, each without a tenth of the shapes drawn at random: the middle result counts, the worst is told."""
+LEFT_OUT = 0.1
+CHOOSING_S = 0.2
+"""That each batch of the design but the opening is charged for its fit; the grid needs none."""
+LONG_S = 20.0
+"""Of measuring, from where on guesses without a model are compared; and before a fit is carried over."""
 
 
 class Record:
@@ -42,7 +52,13 @@ class Record:
         self.name = run.target.model
         asked = set(exam_shapes(limits_of(run)))
         self.exam = tuple(point for point in run.measured if point.shape in asked)
-        self.grid = {point.shape: point for point in run.measured if point.shape not in asked}
+        self.grid = {point.shape: shortened(point) for point in run.measured if point.shape not in asked}
+        self.target = target_shapes(limits_of(run))
+
+    def candidates(self, seed: int) -> dict[StepShape, StepPoint]:
+        """What a replay may measure."""
+        random = Random(f"left out {seed}")
+        return {shape: point for shape, point in self.grid.items() if random.random() >= LEFT_OUT}
 
     @cached_property
     def exam_log_s(self) -> FloatArray:
@@ -79,29 +95,36 @@ def records(folder: Path = RECORDS) -> list[Record]:
     return [Record(read_run(path)) for path in sorted(folder.glob("steps-*.json"))]
 
 
+def shortened(point: StepPoint) -> StepPoint:
+    """The point had it been repeated as often as `calibrate` does."""
+    assert point.telemetry is not None
+    took_s = point.telemetry.seconds - sum(point.times_s[REPETITIONS:])
+    telemetry = point.telemetry.model_copy(update={"seconds": took_s})
+    return point.model_copy(update={"times_s": point.times_s[:REPETITIONS], "telemetry": telemetry})
+
+
 def seconds(point: StepPoint) -> float:
     """That measuring it took, warm-up and all."""
     assert point.telemetry is not None
     return point.telemetry.seconds
 
 
-def designed(record: Record, budget_s: float) -> list[StepPoint]:
-    """Points chosen as a calibration does: batches of the most telling, a fit between two of them."""
+def designed(record: Record, budget_s: float, seed: int) -> list[StepPoint]:
+    """Points chosen as a calibration does: an opening, then batches of the most telling, a fit before each."""
+    candidates = record.candidates(seed)
     found: list[StepPoint] = []
-    left_s, asked_s = budget_s, [FIRST_ASK_S]
-    while left_s > 0:
-        done = {point.shape for point in found}
-        rest = [shape for shape in record.grid if shape not in done]
-        plan = Plan(REPETITIONS, WARMUPS, median(asked_s))
-        expected = forecast(record.deployment, found, rest)
-        left_s -= CHOOSING_S
-        batch = next_shapes(rest, expected, plan, count=BATCH, most_s=left_s)
-        measured = list(within((record.grid[shape] for shape in batch), left_s))
-        if not measured:
-            break
+    left_s, unknowns, batch = budget_s, None, opening_shapes(list(candidates))
+    while measured := list(within((candidates[shape] for shape in batch), left_s)):
         found += measured
-        left_s -= sum(map(seconds, measured))
-        asked_s = [seconds(point) - sum(point.times_s) for point in found]
+        left_s -= sum(map(seconds, measured)) + CHOOSING_S
+        plan = Plan(REPETITIONS, WARMUPS, median(seconds(point) - sum(point.times_s) for point in found))
+        done = {point.shape for point in found}
+        rest = [shape for shape in candidates if shape not in done]
+        if left_s <= 0 or not rest:
+            break
+        expected = forecast(record.deployment, found, rest, target=record.target, start=unknowns)
+        unknowns = expected.unknowns
+        batch = next_shapes(rest, expected, plan, count=BATCH, most_s=left_s)
     return found
 
 
@@ -115,17 +138,17 @@ def within(points: Iterator[StepPoint] | Sequence[StepPoint], budget_s: float) -
 
 def random_order(record: Record, budget_s: float, seed: int) -> list[StepPoint]:
     """The whole grid in random order until the time is used up."""
-    waiting = list(record.grid.values())
+    waiting = list(record.candidates(seed).values())
     Random(seed).shuffle(waiting)
     return list(within(waiting, budget_s))
 
 
 def even_grid(record: Record, budget_s: float, seed: int) -> list[StepPoint]:
     """The finest factorial grid that fits: each n-th of every quantity, from a random start; then more at random."""
-    random = Random(seed)
+    random, candidates = Random(seed), record.candidates(seed)
     for stride in (1, 2, 3, 4, 6):
-        kept = thinned(tuple(record.grid), stride, random)
-        points = [record.grid[shape] for shape in kept]
+        kept = thinned(tuple(candidates), stride, random)
+        points = [candidates[shape] for shape in sorted(kept, key=list(candidates).index)]
         if sum(map(seconds, points)) <= budget_s:
             break
     random.shuffle(points)
@@ -156,49 +179,75 @@ def rows(inputs: Inputs) -> Iterator[Row]:
     found = records()
     for record in found:
         for budget_s in BUDGETS_S:
-            yield from against_grids(record, budget_s)
-        yield from against_guesses(record)
+            ours = replays(record, budget_s, designed)
+            yield from against_grids(record, budget_s, ours)
+            if budget_s >= LONG_S:
+                yield from against_guesses(record, budget_s, ours)
     for record, other in product(found, found):
         if record is not other:
             yield carried(record, other)
     yield from fit_times(found, inputs.repeats)
 
 
-def against_grids(record: Record, budget_s: float) -> Iterator[Row]:
-    """Median and 90th percentile of the exam's errors over those of the better grid, its middle order."""
-    points = designed(record, budget_s)
-    ours = record.fitted_errors(points)
-    even = [record.fitted_errors(even_grid(record, budget_s, seed)) for seed in range(SEEDS)]
-    shuffled = [record.fitted_errors(random_order(record, budget_s, seed)) for seed in range(SEEDS)]
+class Replays(NamedTuple):
+    """One way to choose points, SEEDS times."""
+
+    points: tuple[list[StepPoint], ...]
+    errors: FloatArray
+    """Of the exam [SEEDS, N]."""
+
+    def quantile(self, share: float) -> tuple[float, float]:
+        """Of that quantile of the exam's errors the middle replay and the worst."""
+        by_replay = np.quantile(self.errors, share, axis=1)
+        return float(np.median(by_replay)), float(by_replay.max())
+
+
+def replays(record: Record, budget_s: float, way: Callable[[Record, float, int], list[StepPoint]]) -> Replays:
+    """Of a way to choose points in so many seconds."""
+    points = tuple(way(record, budget_s, seed) for seed in range(SEEDS))
+    return Replays(points, np.array([record.fitted_errors(one) for one in points]))
+
+
+def against_grids(record: Record, budget_s: float, ours: Replays) -> Iterator[Row]:
+    """Median and 90th percentile of the exam's errors over those of the better grid, in the middle replay of each."""
+    ways = (ours, *(replays(record, budget_s, way) for way in (even_grid, random_order)))
     for name, share in (("median", 0.5), ("p90", 0.9)):
-        error = float(np.quantile(ours, share))
-        grids = [median(float(np.quantile(one, share)) for one in kind) for kind in (even, shuffled)]
+        found = [way.quantile(share) for way in ways]
+        chosen, even, shuffled = (
+            f"{figure(100 * middle)} % (worst {figure(100 * worst)} %)" for middle, worst in found
+        )
+        (error, _), *grids = found
+        best = min(middle for middle, _ in grids)
         yield Row(
             f"{record.name}, {budget_s:g} s of measuring: error of {len(record.exam)} other steps, {name}",
-            f"{figure(100 * error)} % from {len(points)} shapes chosen",
-            f"{figure(100 * grids[0])} % from an even grid, {figure(100 * grids[1])} % from a random order",
-            error / min(grids),
-            error <= min(grids),
+            f"{chosen} from {median(map(len, ours.points)):g} shapes chosen",
+            f"{even} from an even grid, {shuffled} from a random order",
+            error / best,
+            error <= best,
         )
 
 
-def against_guesses(record: Record) -> Iterator[Row]:
-    """The fit's median error over those of the mean and of the nearest point measured; a third was promised."""
-    points = designed(record, MANY_S)
-    error = float(np.median(record.fitted_errors(points)))
+def guesses(record: Record, points: Sequence[StepPoint]) -> dict[str, FloatArray]:
+    """Errors of the exam without a model [N]."""
     log_s = np.log([point.median_s for point in points])
     chosen, exam = (
         np.log1p(np.array(shape_columns(point.shape for point in some)).T) for some in (points, record.exam)
     )
     nearest = ((exam[:, None, :] - chosen[None, :, :]) ** 2).sum(axis=2).argmin(axis=1)
-    guesses = {
-        "the mean of the points": np.full(len(exam), np.log(np.exp(log_s).mean())),
-        "the nearest point": log_s[nearest],
+    return {
+        "the mean of the points": record.errors(np.full(len(exam), np.log(np.exp(log_s).mean()))),
+        "the nearest point": record.errors(log_s[nearest]),
     }
-    for name, guess in guesses.items():
-        other = float(np.median(record.errors(guess)))
+
+
+def against_guesses(record: Record, budget_s: float, ours: Replays) -> Iterator[Row]:
+    """The fit's median error over those of the mean and of the nearest point measured; a third was promised."""
+    error, _ = ours.quantile(0.5)
+    others = [guesses(record, points) for points in ours.points]
+    for name in others[0]:
+        other = median(float(np.median(one[name])) for one in others)
         yield Row(
-            f"{record.name}, {MANY_S:g} s of measuring: median error against {name}",
+            f"{record.name}, {budget_s:g} s of measuring: median error against {name}",
             f"{figure(100 * error)} %",
             f"{figure(100 * other)} %, at most a third of it",
             error / other,
@@ -208,10 +257,10 @@ def against_guesses(record: Record) -> Iterator[Row]:
 
 def carried(record: Record, other: Record) -> Row:
     """A fit to one engine on the other, of which nothing was measured."""
-    fit = fit_steps([MeasuredSteps(record.deployment, tuple(designed(record, MANY_S)))])
+    fit = fit_steps([MeasuredSteps(record.deployment, tuple(designed(record, LONG_S, 0)))])
     error, before = (float(np.median(other.carried_errors(one))) for one in (fit, None))
     return Row(
-        f"{other.name} from {MANY_S:g} s on {record.name}: error of {len(other.exam)} steps, median",
+        f"{other.name} from {LONG_S:g} s on {record.name}: error of {len(other.exam)} steps, median",
         f"{figure(100 * error)} %",
         f"{figure(100 * before)} % without any run",
         error / before,
@@ -225,6 +274,16 @@ def fit_times(found: Sequence[Record], repeats: int) -> Iterator[Row]:
         points = tuple(record.grid.values())
         timing = best_of(repeats, lambda of=record, to=points: fit_steps([MeasuredSteps(of.deployment, to)]))
         yield time_at_most(f"{record.name}: fit to {len(points)} steps", timing, 10.0)
-        half, rest = points[::2], [point.shape for point in points[1::2]]
-        timing = best_of(repeats, lambda of=record, to=half, at=rest: forecast(of.deployment, to, at))
-        yield time_at_most(f"{record.name}: forecast before a batch, {len(half)} steps", timing, CHOOSING_S)
+        before = forecast(record.deployment, points[: -2 * BATCH], [points[0].shape]).unknowns
+        timing = best_of(repeats, lambda of=record, at=before: one_batch(of, at))
+        yield time_at_most(
+            f"{record.name}: choice of a batch after {len(points) - BATCH} steps", timing, CHOOSING_S
+        )
+
+
+def one_batch(record: Record, unknowns: FloatArray) -> list[StepShape]:
+    """The choice that takes longest: of the last batch, from the unknowns before the one before it."""
+    points = tuple(record.grid.values())
+    rest = [point.shape for point in points[-BATCH:]]
+    expected = forecast(record.deployment, points[:-BATCH], rest, target=record.target, start=unknowns)
+    return next_shapes(rest, expected, Plan(REPETITIONS, WARMUPS, FIRST_ASK_S), count=BATCH, most_s=1e3)

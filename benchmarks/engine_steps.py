@@ -31,10 +31,10 @@ from planner.calibrate.measure.machine import describe, nominal_gpu
 from planner.calibrate.measure.probe import Probe, watch
 from planner.calibrate.measure.session import now
 from planner.calibrate.measure.telemetry import disturbances
+from planner.catalog.atomic import write_text
 from planner.catalog.calibration_runs import read_run
 from planner.cli.screen import note
 from planner.domain.calibration import CalibrationRun, Device, RunEnd, StepKind, StepPoint, StepShape
-from planner.export.atomic import write_text
 
 REPETITIONS, WARMUPS = 5, 1
 EXAM_SHAPES, EXAM_SEED = 120, 7

@@ -1,12 +1,15 @@
 """One deployment as options describe it, with vLLM's defaults for what they leave out."""
 
+from pathlib import Path
 from typing import NamedTuple
 
 from pydantic import ValidationError
 
 from planner.assemble.question import first_problem, kv_dtype_named, weight_dtype_named
+from planner.calibrate.store import calibration_directories, gpu_fits
 from planner.catalog.load import find_gpu
 from planner.catalog.models import load_model
+from planner.catalog.nearest import fold
 from planner.domain.base import InputError
 from planner.domain.deployment import EngineSettings, LoraSlots, Parallelism, Speculation
 from planner.domain.hardware import Gpu
@@ -18,6 +21,10 @@ from planner.planning.sizing import check_extras, check_length
 
 MAX_MEMORY_GIB = 100_000
 """More than any host has; larger is a slip of the pen."""
+UNRECORDED_TOKENS = 2048
+"""Of one step, assumed of a run that was measured and tells no limit of its scheduler: vLLM's default for engines that
+are not started by `vllm serve`. Of the two defaults it is the one that the 30 training runs of which no limit is
+recorded can have had (docs/accuracy.md)."""
 
 
 class Engine(NamedTuple):
@@ -142,18 +149,33 @@ def parallelism_of(tp: int, pp: int = 1, dp: int = 1, *, ep: bool = False) -> Pa
         raise InputError(first_problem(error)) from None
 
 
-def gpu_named(name: str, memory_gib: float | None = None) -> Gpu:
+def gpu_named(name: str, memory_gib: float | None = None, *, calibration_dir: Path | None = None) -> Gpu:
     """A GPU by name, with the memory its driver reports where the user knows better.
+
+    One that the catalog does not have is known from the fit to its runs, if there is one.
 
     Raises:
         InputError: an unknown name, or a memory that no card has.
     """
-    gpu = find_gpu(name)
+    try:
+        gpu = find_gpu(name)
+    except InputError:
+        fitted = _fitted_gpu(name, calibration_dir)
+        if fitted is None:
+            raise
+        gpu = fitted
     if memory_gib is None:
         return gpu
     if not 1 <= memory_gib <= 10_000:
         raise InputError(f"gpu_memory_gib must be from 1 to 10,000, got {memory_gib:g}")
     return gpu.model_copy(update={"memory_bytes": gib_to_bytes(memory_gib), "memory_observed": True})
+
+
+def _fitted_gpu(name: str, calibration_dir: Path | None) -> Gpu | None:
+    """A device of no catalog whose steps were measured."""
+    fits = gpu_fits(calibration_directories(calibration_dir))
+    named = fold(name)
+    return next((fit.gpu for fit in fits if named in map(fold, (fit.gpu.name, *fit.gpu.aliases))), None)
 
 
 class Formats(NamedTuple):

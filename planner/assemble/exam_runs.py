@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from planner.assemble.fit_runs import Known, stored_step
+from planner.assemble.fit_runs import stored_step
+from planner.assemble.known import Known
 from planner.assemble.run_serving import served_means, serving_step
 from planner.calibrate.fit_steps import region_of
 from planner.calibrate.step_deployment import step_deployment

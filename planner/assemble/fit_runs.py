@@ -10,10 +10,11 @@ from planner.assemble.fit_service import (
     Evidence,
     Start,
     benchmark_evidence,
-    deployment_key,
     fit_service,
 )
+from planner.assemble.known import Known
 from planner.assemble.question import unserved_facts
+from planner.assemble.run_conditions import check_alike
 from planner.assemble.run_serving import served_means, serving_step
 from planner.assemble.served import MeasuredRun, runnable
 from planner.calibrate.fit_steps import (
@@ -58,14 +59,6 @@ class FittedGpu(NamedTuple):
     changes: tuple[Change, ...]
 
 
-class Known(NamedTuple):
-    """What predictions rest on: the stored evidence, or a fit in its place."""
-
-    directories: tuple[Path, ...]
-    host: HostTime
-    tuning: ServingTuning
-
-
 class _Group(NamedTuple):
     """Runs of one engine on one device."""
 
@@ -85,7 +78,7 @@ def fit_gpus(
     `benchmarks`: imported serving runs; those of devices without steps are not used.
 
     Raises:
-        InputError: no run measured a step, or a device has too few for a fit.
+        InputError: no run measured a step, a device has too few for a fit, or its runs are of different machines.
     """
     usable = [run for run in runs if run.engine is not None and run.measured]
     if not usable:
@@ -93,6 +86,8 @@ def fit_gpus(
     by_gpu: dict[str, list[CalibrationRun]] = {}
     for run in usable:
         by_gpu.setdefault(run.machine.gpu, []).append(run)
+    for alike in by_gpu.values():
+        check_alike(alike)
     return [
         _fitted(by_gpu[gpu], known, [one for one in benchmarks if one.case.gpu.name == gpu])
         for gpu in sorted(by_gpu)
@@ -175,7 +170,7 @@ def _evidence(group: _Group, fit: GpuFit, known: Known) -> Iterator[Evidence]:
 
             yield Evidence(
                 name=one.name,
-                deployment=deployment_key(model_shape(one.model), one.parallelism.tp),
+                deployment=(model_shape(one.model), one.model.weight_dtype, one.parallelism.tp),
                 ttft_s=point.ttft_s_mean,
                 tpot_s=tpot_s,
                 asynchronous=point.async_scheduling,

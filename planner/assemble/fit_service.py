@@ -8,6 +8,7 @@ import numpy as np
 from planner.assemble.served import Runnable, simulated
 from planner.calibrate.fit_steps import DISTURBED_FACTOR, IDENTIFIED_RATIO, estimate, rounded
 from planner.calibrate.least_squares import Solution, solve
+from planner.domain.dtypes import WeightDtype
 from planner.formulas.arrays import FloatArray
 from planner.formulas.gpu_fit import FittedParameter
 from planner.formulas.host_time import HostTime, MeasuredHost
@@ -30,8 +31,8 @@ class Evidence(NamedTuple):
 
     name: str
     """Of its deployment: model, format and TP."""
-    deployment: tuple[str, int]
-    """Model shape and TP."""
+    deployment: tuple[str, WeightDtype, int]
+    """Model shape, format and TP."""
     ttft_s: float
     tpot_s: float
     asynchronous: bool
@@ -75,7 +76,7 @@ def benchmark_evidence(runs: Sequence[Runnable]) -> list[Evidence]:
         found.append(
             Evidence(
                 name=f"{case.model.name} {case.model.weight_dtype.value} TP {case.parallelism.tp}",
-                deployment=deployment_key(model_shape(case.model), case.parallelism.tp),
+                deployment=(model_shape(case.model), case.model.weight_dtype, case.parallelism.tp),
                 ttft_s=one.run.ttft_s,
                 tpot_s=one.run.tpot_s,
                 asynchronous=case.engine.async_scheduling,
@@ -87,11 +88,6 @@ def benchmark_evidence(runs: Sequence[Runnable]) -> list[Evidence]:
     return found
 
 
-def deployment_key(shape: str, tp: int) -> tuple[str, int]:
-    """What tells deployments apart here."""
-    return shape, tp
-
-
 def fit_service(evidence: Sequence[Evidence], start: Start) -> ServiceFit:
     """Host times and two ratios for each deployment, drawn to what was known and to 1."""
     usable = [one for one in evidence if one.ttft_s > 0 and one.tpot_s > 0]
@@ -99,7 +95,7 @@ def fit_service(evidence: Sequence[Evidence], start: Start) -> ServiceFit:
         return ServiceFit(start.measured, start.own, ())
     names = [name for name in _host_names(usable) if getattr(start.host, name) > 0]
     served = {one.deployment for one in usable}
-    own = [one for one in start.own if deployment_key(one.model_shape, one.tp) in served]
+    own = [one for one in start.own if (one.model_shape, one.weight_dtype, one.tp) in served]
     widened = PLAIN_FACTOR if start.plain else 1.0
     ratios = [(one, kind) for one in own for kind in ("decode_ratio", "prompt_ratio")]
     spreads = np.array(
@@ -132,7 +128,10 @@ def fit_service(evidence: Sequence[Evidence], start: Start) -> ServiceFit:
     solution = solve(predict, np.asarray(observed, np.float64), noise, spreads, DIFFERENCE)
     host, deployments = applied(solution.values)
     called = {one.deployment: one.name for one in usable}
-    labels = [*names, *(f"{kind}, {called[deployment_key(one.model_shape, one.tp)]}" for one, kind in ratios)]
+    labels = [
+        *names,
+        *(f"{kind}, {called[one.model_shape, one.weight_dtype, one.tp]}" for one, kind in ratios),
+    ]
     before = [*(getattr(start.host, name) for name in names), *(1.0 for _ in ratios)]
     parameters = _parameters(labels, before, solution, spreads)
     return ServiceFit(host, deployments, parameters)

@@ -7,13 +7,14 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from planner.calibrate.store import calibration_directories, gpu_fits, operators_for, read_accuracy
+from planner.assemble.known import known_now
+from planner.assemble.step_errors import with_step_errors
+from planner.calibrate.store import calibration_directories, operators_for, read_accuracy
 from planner.catalog.load import apply_price_overrides, find_gpu, find_preset, gpus, offers
 from planner.catalog.memory_coefficients import read_memory_coefficients
 from planner.catalog.model_config import with_weight_dtype
 from planner.catalog.models import load_model
 from planner.catalog.nearest import unknown
-from planner.catalog.serving import read_serving
 from planner.domain.base import Frozen, InputError
 from planner.domain.dtypes import KvDtype, WeightDtype
 from planner.domain.evidence import Accuracy, Basis
@@ -232,13 +233,11 @@ def facts_for(
     facts = unserved_facts(
         include_untrusted=include_untrusted, prices=prices, calibration_dir=calibration_dir
     )
-    serving = read_serving(calibration_dir)
-    stepwise = [one for fit in gpu_fits(calibration_directories(calibration_dir)) for one in fit.deployments]
-    deployments = (*serving.tuning.deployments, *stepwise)
+    known = known_now(calibration_dir)
     return facts._replace(
-        host=serving.host,
-        tuning=serving.tuning.model_copy(update={"deployments": deployments}),
-        accuracy=read_accuracy(calibration_directories(calibration_dir)),
+        host=known.host,
+        tuning=known.tuning,
+        accuracy=with_step_errors(read_accuracy(known.directories), known.fits),
     )
 
 

@@ -61,10 +61,10 @@ def served_means(
     one = replica(step, layout, cache_bytes, engine, in_process, deployment.captured_tokens)
     stream = _stream(point)
     out = simulate(one, stream, users=point.load.concurrency)
-    answers = stream.output_tokens > 1
+    per_token_s = tpot_s(out, stream)
     return ServedMeans(
         ttft_s=float(ttft_s(one, out, point.load.concurrency).mean()) + point.submit_s,
-        tpot_s=float(tpot_s(out, stream)[answers].mean()) if answers.any() else 0.0,
+        tpot_s=float(per_token_s.mean()) if per_token_s.size else 0.0,
     )
 
 

@@ -52,6 +52,31 @@ class Solution(NamedTuple):
         return max(float((self.weights * self.residuals**2).sum()) / freedom, 1.0)
 
 
+class Problem(NamedTuple):
+    """Observations [N] to explain, with normal priors N(0, prior_spread^2) of the unknowns [P]."""
+
+    predict: Predict
+    observed: FloatArray
+    noise: FloatArray
+    """Standard deviations [N]."""
+    prior_spread: FloatArray
+    difference: float = DIFFERENCE
+    """Of difference quotients, in units of the prior's spread; large for predictions that jump."""
+
+    @property
+    def precision(self) -> FloatArray:
+        """Of the priors [P, P]."""
+        return np.diag(self.prior_spread**-2.0)
+
+    def jacobian(self, values: FloatArray, predicted: FloatArray) -> FloatArray:
+        """Of the predictions [N, P]."""
+        return jacobian_of(self.predict, values, self.difference * self.prior_spread, predicted)
+
+    def loss(self, values: FloatArray, predicted: FloatArray) -> float:
+        """What the search makes small."""
+        return _loss(self.observed - predicted, self.noise) + float(values @ self.precision @ values)
+
+
 def solve(
     predict: Predict,
     observed: FloatArray,
@@ -61,43 +86,30 @@ def solve(
 ) -> Solution:
     """Unknowns with prior N(0, prior_spread^2) [P] that explain `observed` [N] with standard deviations `noise` [N].
 
-    Levenberg's damping keeps each step downhill. `difference`: of difference quotients, in units of the prior's
-    spread; large for predictions that jump.
+    `difference`: of difference quotients, in units of the prior's spread; large for predictions that jump.
     """
-    values = np.zeros(prior_spread.size)
-    precision = np.diag(prior_spread**-2.0)
-    predicted, damping = predict(values), 1e-3
+    problem = Problem(predict, observed, noise, prior_spread, difference)
+    return solution_at(problem, minimum(problem, np.zeros(prior_spread.size)))
+
+
+def minimum(problem: Problem, start: FloatArray, smallest_step: float = SMALLEST_STEP) -> FloatArray:
+    """The unknowns [P] that a search from `start` ends at, once a step is below `smallest_step` prior spreads.
+
+    Levenberg's damping keeps each step downhill.
+    """
+    values, predicted, damping = start, problem.predict(start), 1e-3
     for _ in range(MAX_ITERATIONS):
-        residuals = observed - predicted
-        weights = huber_weights(residuals, noise)
-        jacobian = jacobian_of(predict, values, difference * prior_spread, predicted)
-        normal = jacobian.T @ (weights[:, None] * jacobian) + precision
-        gradient = jacobian.T @ (weights * residuals) - precision @ values
-        before = _loss(residuals, noise) + float(values @ precision @ values)
-        step, predicted, damping = _downhill(
-            _Search(predict, observed, noise, precision),
-            _At(values, predicted, before, damping),
-            normal,
-            gradient,
-        )
+        residuals = problem.observed - predicted
+        weights = huber_weights(residuals, problem.noise)
+        jacobian = problem.jacobian(values, predicted)
+        normal = jacobian.T @ (weights[:, None] * jacobian) + problem.precision
+        gradient = jacobian.T @ (weights * residuals) - problem.precision @ values
+        here = _At(values, predicted, problem.loss(values, predicted), damping)
+        step, predicted, damping = _downhill(problem, here, normal, gradient)
         values = values + step
-        if float(np.abs(step / prior_spread).max()) < SMALLEST_STEP:
+        if float(np.abs(step / problem.prior_spread).max()) < smallest_step:
             break
-    return solution_at(predict, values, _Data(observed, noise, prior_spread, difference))
-
-
-class _Data(NamedTuple):
-    observed: FloatArray
-    noise: FloatArray
-    prior_spread: FloatArray
-    difference: float
-
-
-class _Search(NamedTuple):
-    predict: Predict
-    observed: FloatArray
-    noise: FloatArray
-    precision: FloatArray
+    return values
 
 
 class _At(NamedTuple):
@@ -108,28 +120,28 @@ class _At(NamedTuple):
 
 
 def _downhill(
-    search: _Search, at: _At, normal: FloatArray, gradient: FloatArray
+    problem: Problem, at: _At, normal: FloatArray, gradient: FloatArray
 ) -> tuple[FloatArray, FloatArray, float]:
     """A step that lowers the loss, what is predicted after it, and the next damping; no step where none does."""
     damping = at.damping
     while damping < MOST_DAMPING:
         step = np.asarray(np.linalg.solve(normal + damping * np.diag(np.diag(normal)), gradient), np.float64)
         tried = at.values + step
-        predicted = search.predict(tried)
-        loss = _loss(search.observed - predicted, search.noise) + float(tried @ search.precision @ tried)
+        predicted = problem.predict(tried)
+        loss = problem.loss(tried, predicted)
         if np.isfinite(loss) and loss <= at.loss:
             return step, predicted, max(damping / 10.0, LEAST_DAMPING)
         damping *= 10.0
     return np.zeros_like(at.values), at.predicted, damping
 
 
-def solution_at(predict: Predict, values: FloatArray, data: _Data) -> Solution:
+def solution_at(problem: Problem, values: FloatArray) -> Solution:
     """Spreads and residuals at given unknowns."""
-    predicted = predict(values)
-    residuals = data.observed - predicted
-    weights = huber_weights(residuals, data.noise)
-    jacobian = jacobian_of(predict, values, data.difference * data.prior_spread, predicted)
-    normal = jacobian.T @ (weights[:, None] * jacobian) + np.diag(data.prior_spread**-2.0)
+    predicted = problem.predict(values)
+    residuals = problem.observed - predicted
+    weights = huber_weights(residuals, problem.noise)
+    jacobian = problem.jacobian(values, predicted)
+    normal = jacobian.T @ (weights[:, None] * jacobian) + problem.precision
     inverse = np.asarray(np.linalg.inv(normal), np.float64)
     found = Solution(values, inverse, jacobian, residuals, weights)
     return found._replace(covariance=found.covariance * found.inflation)

@@ -1,10 +1,7 @@
 """Coefficients on disk: written whole or not at all, read before the shipped ones, checked as they are read."""
 
-import os
 import re
-import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
@@ -12,6 +9,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from planner.calibrate.plain_operators import plain_operators
+from planner.catalog.atomic import write_text
 from planner.catalog.calibration_files import is_there
 from planner.catalog.paths import shipped_calibration_dir, user_calibration_dir
 from planner.domain.base import InputError
@@ -73,19 +71,9 @@ def _write(path: Path, indented: str) -> Path:
     text = _NUMBER_LIST.sub(lambda found: " ".join(found.group().split()), indented) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from None
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as stream:
-            stream.write(text)
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+    write_text(path, text)
     return path
 
 

@@ -11,7 +11,6 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from secrets import token_hex
-from tempfile import TemporaryDirectory
 from typing import Annotated, NamedTuple
 
 import typer
@@ -19,7 +18,8 @@ import typer
 from planner import __version__
 from planner.assemble.calibration import Wanted, check_startable, engine_start, target_of, write_config
 from planner.calibrate.measure.calibration import Calibration, Setting
-from planner.calibrate.measure.design import Plan
+from planner.calibrate.measure.config_folder import config_folder
+from planner.calibrate.measure.design import FIRST_ASK_S, REPETITIONS, WARMUPS, Plan
 from planner.calibrate.measure.engine_process import EngineProcess
 from planner.calibrate.measure.machine import describe, nominal_gpu
 from planner.calibrate.measure.probe import Probe, watch
@@ -163,10 +163,10 @@ def calibrate(
         seed=seed,
     )
     targets = [target_of(name, wanted) for name in model]
-    machine, missing = _machine(device, gpu_index, tp)
+    here = _here(device, gpu_index, tp)
     for target in targets:
-        check_startable(target, wanted, machine)
-    operators = operators_before(machine, calibration_directories(calibration_dir))
+        check_startable(target, wanted, here.machine)
+    operators = operators_before(here.machine, calibration_directories(calibration_dir))
     share_s = budget / len(targets)
     if dry_run:
         show_grids(targets, wanted, operators, share_s, as_json=as_json)
@@ -175,10 +175,10 @@ def calibrate(
     folder = _runs_folder(out)
     with _stopped_politely():
         if resume:
-            jobs = _resumed(targets, folder, machine, share_s, seed)
+            jobs = _resumed(targets, folder, here, share_s, seed)
         else:
-            jobs = [_job(target, folder, machine, share_s, seed) for target in targets]
-        for line in missing:
+            jobs = [_job(target, folder, here, share_s, seed) for target in targets]
+        for line in here.missing:
             note(line)
         finished = []
         for job in jobs:
@@ -202,25 +202,33 @@ def _measured(
     job: _Job, wanted: Wanted, operators: GpuOperators, gpu_indices: range, budget_s: float
 ) -> CalibrationRun:
     """The job done, as far as it goes; its run says how it ended."""
-    with only_writer(job.path), TemporaryDirectory(prefix="planner-") as config_dir:
+    with only_writer(job.path), config_folder() as config_dir:
         # Whoever wrote the run before may have gone on until the lock was let go.
         run = _going_on(job.path) if job.resumed else job.run
-        write_config(job.target, Path(config_dir))
+        write_config(job.target, config_dir)
         write_run(job.path, run)
         engine = EngineProcess(job.path.with_suffix(".log"))
         with _watched(wanted.device, gpu_indices, engine) as probe, _bar() as show:
             setting = Setting(
                 engine=engine,
-                start=engine_start(job.target, wanted, config_dir),
+                start=engine_start(job.target, wanted, str(config_dir)),
                 operators=operators,
-                plan=Plan(repetitions=5, warmups=1, overhead_s=0.05),
+                plan=Plan(repetitions=REPETITIONS, warmups=WARMUPS, overhead_s=FIRST_ASK_S),
                 budget=Budget(time.monotonic(), budget_s),
                 tools=Tools(probe, partial(write_run, job.path), show),
             )
             return Calibration(run, setting).measure()
 
 
-def _machine(device: Device, gpu_index: int, tp: int) -> tuple[Machine, tuple[str, ...]]:
+class _Here(NamedTuple):
+    """This machine."""
+
+    machine: Machine
+    missing: tuple[str, ...]
+    """One line on each thing that could not be read, and why."""
+
+
+def _here(device: Device, gpu_index: int, tp: int) -> _Here:
     """This machine, with a datasheet where the catalog has none."""
     found = describe(device, tuple(range(gpu_index, gpu_index + tp)))
     machine = found.machine
@@ -229,7 +237,7 @@ def _machine(device: Device, gpu_index: int, tp: int) -> tuple[Machine, tuple[st
     if all(gpu.name != machine.gpu for gpu in gpus()):
         today = datetime.now(UTC).date().isoformat()
         machine = machine.model_copy(update={"datasheet": nominal_gpu(machine, found.silicon, as_of=today)})
-    return machine, found.missing
+    return _Here(machine, found.missing)
 
 
 def _check_installed() -> None:
@@ -257,7 +265,7 @@ def _runs_folder(out: Path | None) -> Path:
 
 
 def _resumed(
-    targets: Sequence[CalibrationTarget], folder: Path, machine: Machine, budget_s: float, seed: int
+    targets: Sequence[CalibrationTarget], folder: Path, here: _Here, budget_s: float, seed: int
 ) -> list[_Job]:
     """The newest unfinished run of each target; one of several that was never begun begins, a finished one is left.
 
@@ -266,7 +274,7 @@ def _resumed(
     """
     jobs, found = [], 0
     for target in targets:
-        runs = runs_of(folder, target, machine)
+        runs = runs_of(folder, target, here.machine)
         unfinished = next(((path, run) for path, run in runs if run.end is not RunEnd.FINISHED), None)
         if unfinished is not None:
             path, run = unfinished
@@ -276,11 +284,11 @@ def _resumed(
         elif runs:
             note(f"{runs[0][0]} is finished: left as it is")
         else:
-            jobs.append(_job(target, folder, machine, budget_s, seed))
+            jobs.append(_job(target, folder, here, budget_s, seed))
     if not found:
         names = ", ".join(target.model for target in targets)
         raise InputError(
-            f"{folder}: no unfinished run of {names} at TP {targets[0].tp} on {machine.device_name} to resume"
+            f"{folder}: no unfinished run of {names} at TP {targets[0].tp} on {here.machine.device_name} to resume"
         )
     return jobs
 
@@ -293,11 +301,11 @@ def _going_on(path: Path) -> CalibrationRun:
     return run.model_copy(update={"end": RunEnd.RUNNING, "end_reason": "", "ended_at": ""})
 
 
-def _job(target: CalibrationTarget, folder: Path, machine: Machine, budget_s: float, seed: int) -> _Job:
+def _job(target: CalibrationTarget, folder: Path, here: _Here, budget_s: float, seed: int) -> _Job:
     """A run that begins."""
     when = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     model = _UNSAFE.sub("-", target.model.rpartition("/")[2])[:40].strip("-.")
-    device = _UNSAFE.sub("-", machine.gpu)[:30].strip("-.")
+    device = _UNSAFE.sub("-", here.machine.gpu)[:30].strip("-.")
     run_id = f"{when}-{device}-{model}-tp{target.tp}-{token_hex(2)}"
     run = CalibrationRun(
         run_id=run_id,
@@ -306,7 +314,8 @@ def _job(target: CalibrationTarget, folder: Path, machine: Machine, budget_s: fl
         budget_s=budget_s,
         seed=seed,
         target=target,
-        machine=machine,
+        machine=here.machine,
+        notes=here.missing,
     )
     return _Job(target, folder / f"{RUN_PREFIX}{run_id}.json", run, resumed=False)
 

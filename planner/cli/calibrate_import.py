@@ -9,13 +9,21 @@ from pydantic import ValidationError
 from planner.calibrate.benchmarks.complete import Given, benchmark_runs
 from planner.calibrate.benchmarks.read import read_benchmarks
 from planner.calibrate.benchmarks.reading import problem_of
+from planner.catalog.atomic import check_outputs, write_texts
+from planner.catalog.models import load_model
 from planner.catalog.paths import default_calibration_dir
 from planner.cli.options import AsJson, DpGiven, PpGiven, folder_path
 from planner.cli.screen import note, say, show_json, show_table
 from planner.domain.base import InputError
-from planner.domain.benchmark import RUNS_COLUMNS, BenchmarkFacts, BenchmarkRun, LatencySummary, LoadFacts
+from planner.domain.benchmark import (
+    RUNS_COLUMNS,
+    BenchmarkFacts,
+    BenchmarkRun,
+    Cell,
+    LatencySummary,
+    LoadFacts,
+)
 from planner.domain.units import seconds_to_ms
-from planner.export.atomic import check_outputs, write_texts
 from planner.export.format import number
 from planner.export.table import csv_text
 
@@ -170,6 +178,18 @@ def import_benchmarks(
     _show(targets, as_json=as_json)
     for path in texts:
         note(f"wrote {path}")
+    for name in dict.fromkeys(run.facts.model for run in runs):
+        _check_model(name)
+
+
+def _check_model(name: str) -> None:
+    """Notes a name that means no model here; a hub id may mean one, it is fetched when it is needed."""
+    if name.count("/") == 1 and name.isprintable():
+        return
+    try:
+        load_model(name)
+    except InputError as error:
+        note(f"note: {error}; its loads cannot be predicted or fitted on until --model names one")
 
 
 def _folder(out: Path | None) -> Path:
@@ -226,8 +246,12 @@ def _difference(stored: BenchmarkRun, run: BenchmarkRun) -> str:
     old, new = stored.as_runs_row(), run.as_runs_row()
     for name in RUNS_COLUMNS:
         if old[name] != new[name]:
-            return f"{name} {old[name]} then, {new[name]} now"
+            return f"{name} {_said(old[name])} then, {_said(new[name])} now"
     return "fields outside the runs table"
+
+
+def _said(value: Cell) -> str:
+    return "not said" if value is None or value == "" else str(value)
 
 
 def _show(targets: list[_Target], *, as_json: bool) -> None:

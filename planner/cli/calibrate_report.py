@@ -1,12 +1,22 @@
 """Tables of `calibrate`: what would be measured, and what was."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 
 from planner.assemble.calibration import Wanted, expected_limits, flags_of
 from planner.calibrate.fit_steps import FEWEST_STEPS, MeasuredSteps, StepFit, fit_steps, region_errors
-from planner.calibrate.measure.design import Plan, candidate_shapes, forecast, next_shapes
+from planner.calibrate.measure.design import (
+    FIRST_ASK_S,
+    REPETITIONS,
+    WARMUPS,
+    Plan,
+    candidate_shapes,
+    forecast,
+    next_shapes,
+    opening_shapes,
+    target_shapes,
+)
 from planner.calibrate.step_deployment import deployment_of, measured_model
 from planner.cli.screen import Json, note, say, show_json, show_table
 from planner.domain.calibration import (
@@ -17,6 +27,7 @@ from planner.domain.calibration import (
     ServingPoint,
     StepKind,
     StepPoint,
+    StepShape,
 )
 from planner.domain.deployment import Parallelism
 from planner.domain.units import bytes_to_gib, seconds_to_ms
@@ -47,6 +58,16 @@ def show_grids(
         show_json(grids[0] if len(grids) == 1 else grids)
 
 
+def _within(
+    shapes: Iterable[StepShape], cost_s: dict[StepShape, float], most_s: float
+) -> Iterator[StepShape]:
+    """Those that still fit the seconds left, in order."""
+    for shape in shapes:
+        if cost_s[shape] <= most_s:
+            most_s -= cost_s[shape]
+            yield shape
+
+
 def _show_grid(
     target: CalibrationTarget, wanted: Wanted, operators: GpuOperators, budget_s: float, *, as_json: bool
 ) -> dict[str, Json]:
@@ -64,14 +85,15 @@ def _show_grid(
     )
     shapes = candidate_shapes(limits)
     deployment = deployment_of(target, engine, operators)
-    plan = Plan(repetitions=5, warmups=1, overhead_s=0.05)
-    expected = forecast(deployment, (), shapes)
+    plan = Plan(repetitions=REPETITIONS, warmups=WARMUPS, overhead_s=FIRST_ASK_S)
+    expected = forecast(deployment, (), shapes, target=target_shapes(limits))
     start_s = ASSUMED_START_S[wanted.device]
-    chosen = next_shapes(
-        shapes, expected, plan, count=len(shapes), most_s=max(budget_s - start_s, 0.0) * 0.75
-    )
+    most_s = max(budget_s - start_s, 0.0) * 0.75
+    opening = opening_shapes(shapes)
+    telling = next_shapes(shapes, expected, plan, count=len(shapes), most_s=most_s)
     cost_s = dict(zip(shapes, plan.cost_s(expected.step_s).tolist(), strict=True))
     step_s = dict(zip(shapes, expected.step_s.tolist(), strict=True))
+    chosen = list(_within(dict.fromkeys([*opening, *telling]), cost_s, most_s))
     weights = weights_bytes(model, Parallelism(tp=target.tp), load_target(operators.gpu, ""))
     found: dict[str, Json] = {
         "model": target.model,
@@ -165,7 +187,7 @@ def _show_run(path: Path, run: CalibrationRun, operators: GpuOperators) -> None:
     _show_serving([point for point in run.serving if point.requests])
     for line in run.notes:
         note(line)
-    say(f"Fit it with `planner fit runs {path.parent}`.")
+    say(f"Fit it with `python -m planner fit runs {path.parent}`.")
 
 
 def _fit_of(run: CalibrationRun, operators: GpuOperators) -> tuple[StepFit | None, tuple[MeasuredSteps, ...]]:

@@ -8,12 +8,12 @@ import typer
 
 from planner.calibrate.step_deployment import operators_before
 from planner.calibrate.store import calibration_directories
+from planner.catalog.atomic import check_outputs
 from planner.catalog.calibration_runs import read_run
 from planner.cli.options import CalibrationDir
 from planner.cli.screen import note
 from planner.domain.base import InputError
 from planner.domain.calibration import CalibrationRun
-from planner.export.atomic import check_outputs
 from planner.formulas.operators import GpuOperators
 
 
@@ -52,7 +52,7 @@ def report_beside(run_file: Path, run: CalibrationRun, operators: GpuOperators) 
     if find_spec("plotly") is None:
         note(
             "plotly is not installed here; make the report with "
-            f"`planner calibrate report {run_file}` where it is"
+            f"`python -m planner calibrate report {run_file}` where it is"
         )
         return
     from planner.export.calibration_report import write_report

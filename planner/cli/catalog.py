@@ -7,6 +7,7 @@ from typing import Annotated, NamedTuple
 
 import typer
 
+from planner.catalog.atomic import check_outputs
 from planner.catalog.check import CatalogReport, check_catalog
 from planner.catalog.load import gpus, instances, presets, prices
 from planner.catalog.models import bundled_models
@@ -14,7 +15,6 @@ from planner.cli.options import AsJson, CsvFile
 from planner.cli.screen import note, records, say, show_json, show_table
 from planner.domain.dtypes import ComputeDtype
 from planner.domain.units import GB_BYTES, TERA, bytes_to_gib
-from planner.export.atomic import check_outputs
 from planner.export.table import Cell, write_csv
 
 app = typer.Typer(help="GPUs, instances, prices, models and presets.", rich_markup_mode=None)

@@ -6,6 +6,7 @@ import typer
 
 from planner.assemble.deployment import Engine, Formats, deployment, gpu_named, parallelism_of
 from planner.assemble.question import facts_for
+from planner.catalog.atomic import check_outputs
 from planner.catalog.models import model_files
 from planner.cli.explain_report import show_step, write_step
 from planner.cli.options import (
@@ -36,7 +37,6 @@ from planner.cli.options import (
 )
 from planner.cli.screen import note
 from planner.domain.base import InputError
-from planner.export.atomic import check_outputs
 from planner.planning.explain import StepAsked, explained
 
 
@@ -95,7 +95,7 @@ def explain(
     )
     case = deployment(
         model,
-        gpu_named(gpu, gpu_memory_gib),
+        gpu_named(gpu, gpu_memory_gib, calibration_dir=calibration_dir),
         parallelism_of(tp, pp, dp, ep=ep),
         Formats(weight_dtype, kv_dtype),
         engine,

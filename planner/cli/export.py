@@ -4,6 +4,7 @@ import typer
 
 from planner.assemble.deployment import Engine, Formats, deployment, gpu_named, parallelism_of
 from planner.assemble.question import facts_for
+from planner.catalog.atomic import check_outputs
 from planner.catalog.models import load_model, model_files
 from planner.cli.options import (
     AsJson,
@@ -38,7 +39,6 @@ from planner.cli.options import (
 )
 from planner.cli.screen import note, say, show_json
 from planner.domain.deployment import Layout
-from planner.export.atomic import check_outputs
 from planner.export.format import number
 from planner.export.table import Cell, write_csv
 from planner.export.vllm import missing_checkpoint, serve_command
@@ -89,7 +89,7 @@ def vllm(
     check_outputs(csv, inputs=model_files(model) + model_files(draft_model or model))
     case = deployment(
         model,
-        gpu_named(gpu),
+        gpu_named(gpu, calibration_dir=calibration_dir),
         parallelism_of(tp, pp, dp, ep=ep),
         Formats(weight_dtype, kv_dtype),
         Engine(

@@ -15,6 +15,7 @@ from planner.calibrate.store import (
     read_accuracy,
     write_coefficients,
 )
+from planner.catalog.atomic import check_outputs, write_text
 from planner.catalog.load import gpus
 from planner.catalog.memory_coefficients import FILE_NAME as MEMORY_FILE
 from planner.catalog.paths import default_calibration_dir
@@ -24,7 +25,6 @@ from planner.cli.options import AsJson, CsvFile, folder_path
 from planner.cli.screen import fraction, note, records, show_json, show_table
 from planner.domain.base import InputError
 from planner.domain.evidence import Accuracy, Disagreement, ErrorBand, LatencyError
-from planner.export.atomic import check_outputs, write_text
 from planner.export.format import percent
 from planner.export.table import Cell, write_csv
 

@@ -3,23 +3,18 @@
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from planner.assemble.fit_runs import Change, FittedGpu, Known, fit_gpus
+from planner.assemble.fit_runs import Change, FittedGpu, fit_gpus
+from planner.assemble.known import known_now
 from planner.assemble.served import MeasuredRun
 from planner.calibrate.benchmarks.reading import problem_of
-from planner.calibrate.store import (
-    GPU_FITS_FOLDER,
-    calibration_directories,
-    gpu_fits,
-    write_gpu_fit,
-)
+from planner.calibrate.store import GPU_FITS_FOLDER, write_gpu_fit
+from planner.catalog.atomic import check_outputs
 from planner.catalog.calibration_runs import read_run, run_paths
-from planner.catalog.serving import read_serving
 from planner.cli.measured_runs import measured_serving_runs
 from planner.cli.screen import Json, note, records, say, show_json, show_table
 from planner.domain.base import InputError
 from planner.domain.benchmark import RUNS_COLUMNS, BenchmarkRun
 from planner.domain.units import seconds_to_ms
-from planner.export.atomic import check_outputs
 from planner.export.format import percent, relative_error
 from planner.export.table import Cell, write_csv
 from planner.formulas.gpu_fit import FittedParameter
@@ -92,16 +87,6 @@ def _benchmark(path: Path) -> BenchmarkRun:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
     with problem_of(str(path)):
         return BenchmarkRun.model_validate_json(text)
-
-
-def known_now(calibration_dir: Path | None) -> Known:
-    """What predictions rest on before anything is fitted."""
-    directories = calibration_directories(calibration_dir)
-    serving = read_serving(calibration_dir)
-    stepwise = [one for fit in gpu_fits(directories) for one in fit.deployments]
-    deployments = (*serving.tuning.deployments, *stepwise)
-    tuning = serving.tuning.model_copy(update={"deployments": deployments})
-    return Known(directories, serving.host, tuning)
 
 
 def _named(one: FittedGpu) -> dict[str, Json]:

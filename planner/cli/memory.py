@@ -9,6 +9,7 @@ import typer
 from planner.assemble.deployment import Engine, Formats, deployment, gpu_named, memory_bytes, parallelism_of
 from planner.assemble.logged_deployment import Given
 from planner.assemble.question import facts_for
+from planner.catalog.atomic import check_outputs
 from planner.catalog.load import gpus
 from planner.catalog.models import model_files
 from planner.cli.memory_report import MemoryAnswer, RoomAsked, show_memory
@@ -46,7 +47,6 @@ from planner.cli.options import (
 from planner.cli.startup_log import show_log
 from planner.domain.base import InputError
 from planner.domain.hardware import Gpu
-from planner.export.atomic import check_outputs
 from planner.planning.predict import Case, size
 from planner.planning.sizing import Sizer
 
@@ -177,7 +177,7 @@ def memory(
     least = 1 if unknown is Unknown.TP else tp
     parallelism = parallelism_of(*(1 if degree is None else degree for degree in (least, pp, dp)), ep=ep)
     formats = Formats(weight_dtype, kv_dtype)
-    cards = _cards(gpu, gpu_memory_gib, unknown)
+    cards = _cards(gpu, gpu_memory_gib, unknown, calibration_dir)
     cases = tuple(deployment(model, card, parallelism, formats, engine) for card in cards)
     _check_context(context_tokens, cases)
     sizer = Sizer(facts)
@@ -210,12 +210,14 @@ def _unless_auto(name: str) -> str | None:
     return None if name.strip().lower() in ("", "auto") else name
 
 
-def _cards(gpu: str | None, memory_gib: float | None, unknown: Unknown | None) -> tuple[Gpu, ...]:
+def _cards(
+    gpu: str | None, memory_gib: float | None, unknown: Unknown | None, calibration_dir: Path | None
+) -> tuple[Gpu, ...]:
     """The card asked about, or those of the catalog that vLLM runs on."""
     if unknown is not Unknown.GPU:
         if gpu is None:
             raise InputError("--gpu is missing: a GPU of `catalog list gpus`")
-        return (gpu_named(gpu, memory_gib),)
+        return (gpu_named(gpu, memory_gib, calibration_dir=calibration_dir),)
     if gpu is not None or memory_gib is not None:
         raise InputError("--solve gpu leaves the GPU open: give no --gpu and no --gpu-memory-gib")
     return tuple(card for card in gpus() if card.vllm_backend)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from planner.assemble.question import Ask, ask_from, facts_for, question_from
+from planner.catalog.atomic import check_outputs, write_texts
 from planner.catalog.load import hidden_offers
 from planner.catalog.models import load_model, model_files
 from planner.cli.plan_json import answer_json
@@ -13,7 +14,6 @@ from planner.cli.question_file import previous_usd_per_month
 from planner.cli.screen import note, show_json, working
 from planner.domain.base import InputError
 from planner.domain.plan import CapacityMethod, Question, Recommendation
-from planner.export.atomic import check_outputs, write_texts
 from planner.export.format import count
 from planner.export.recommendation import recommendation_csv, rejections_csv
 from planner.planning.facts import Facts

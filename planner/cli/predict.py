@@ -9,11 +9,11 @@ from typing import Annotated
 import typer
 
 from planner.assemble.question import facts_for
+from planner.catalog.atomic import atomic_text, check_outputs
 from planner.cli.options import AsJson, CalibrationDir
 from planner.cli.outcomes import Method, batches, outcomes
 from planner.cli.runs import open_runs
 from planner.cli.screen import Json, counting, note, records, show_json, show_table
-from planner.export.atomic import atomic_text, check_outputs
 from planner.export.format import number
 from planner.export.predictions import PREDICTION_COLUMNS, Status, prediction_cells
 from planner.export.table import Cell, csv_cell

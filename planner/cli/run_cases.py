@@ -8,7 +8,13 @@ from typing import NamedTuple
 
 from pydantic import ValidationError
 
-from planner.assemble.deployment import Engine, engine_settings, gpu_named, parallelism_of
+from planner.assemble.deployment import (
+    UNRECORDED_TOKENS,
+    Engine,
+    engine_settings,
+    gpu_named,
+    parallelism_of,
+)
 from planner.assemble.question import first_problem, kv_dtype_named, weight_dtype_named
 from planner.catalog.models import load_model
 from planner.catalog.nearest import shown, unknown
@@ -35,9 +41,6 @@ BATCH_AT = DEPLOYMENT_COLUMNS.index("max_num_batched_tokens")
 LIMITS_AT = [
     DEPLOYMENT_COLUMNS.index(name) for name in ("max_num_batched_tokens", "max_num_seqs", "max_model_len")
 ]
-UNRECORDED_TOKENS = 2048
-"""vLLM's default for engines that are not started by `vllm serve`. Of the two defaults it is the one that the 30
-training runs of which no limit is recorded can have had: docs/accuracy.md."""
 KNOWN_COLUMNS = (*DEPLOYMENT_COLUMNS, "engine", *WORKLOAD_COLUMNS)
 ENGINES = ("", "vllm")
 SIMILAR_ENGINES = ("sglang", "tensorrt-llm", "tensorrt_llm", "trtllm", "lmdeploy", "tgi")

@@ -8,6 +8,7 @@ import typer
 from planner.assemble.deployment import Engine, Formats, deployment, gpu_named, parallelism_of
 from planner.assemble.question import facts_for
 from planner.assemble.traffic import TrafficAsked, traffic_asked
+from planner.catalog.atomic import check_outputs
 from planner.catalog.models import model_files
 from planner.cli.options import (
     AsJson,
@@ -40,7 +41,6 @@ from planner.cli.simulate_report import SimulationAnswer, show_simulation, write
 from planner.domain.base import InputError
 from planner.domain.units import ms_to_seconds
 from planner.domain.workload import Slo
-from planner.export.atomic import check_outputs
 from planner.planning.simulate import simulated
 
 MOST_ASKED = 1_000_000
@@ -151,7 +151,7 @@ def simulate(
     )
     case = deployment(
         model,
-        gpu_named(gpu, gpu_memory_gib),
+        gpu_named(gpu, gpu_memory_gib, calibration_dir=calibration_dir),
         parallelism_of(tp, pp, dp, ep=ep),
         Formats(weight_dtype, kv_dtype),
         engine,

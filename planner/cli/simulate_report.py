@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import NamedTuple
 
+from planner.catalog.atomic import write_text
 from planner.cli.deployment_json import deployment_json
 from planner.cli.screen import Json, say, show_json, show_table
 from planner.domain.evidence import LatencyRanges
 from planner.domain.units import seconds_to_ms
 from planner.domain.workload import Slo
-from planner.export.atomic import write_text
 from planner.export.evidence import spanned
 from planner.export.format import count, milliseconds, number, percent, promised
 from planner.export.simulation import REQUEST_COLUMNS, SPREADS, request_rows

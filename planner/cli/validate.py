@@ -9,6 +9,7 @@ from typing import Annotated, NamedTuple
 
 import typer
 
+from planner.catalog.atomic import atomic_text, check_outputs, write_text
 from planner.cli.error_table import ErrorRow, Predicted, compare, error_rows, sorted_runs
 from planner.cli.options import AsJson, CalibrationDir
 from planner.cli.outcomes import Method, batches, outcomes
@@ -16,7 +17,6 @@ from planner.cli.predict import MethodOption, facts_of, summary
 from planner.cli.runs import Run, open_runs
 from planner.cli.screen import counting, note, records, say, show_json, show_markdown, show_table
 from planner.domain.base import InputError
-from planner.export.atomic import atomic_text, check_outputs, write_text
 from planner.export.comparison import TITLES, ComparedRun, FigureRow, figure_rows
 from planner.export.format import number, per_cent, relative_error
 from planner.export.predictions import MEASURES, PREDICTION_COLUMNS, Status, prediction_cells

@@ -7,10 +7,10 @@ from statistics import median
 import numpy as np
 
 from planner.assemble.exam_runs import Exam, ExaminedServing, ExaminedStep, examine
+from planner.assemble.known import known_now
 from planner.calibrate.store import gpu_fit
 from planner.catalog.calibration_runs import RUN_PREFIX, read_run
 from planner.cli.calibrate_import import RUNS_FOLDER
-from planner.cli.fit_runs import known_now
 from planner.cli.screen import Json, note, records, say, show_json, show_table
 from planner.domain.calibration import CalibrationRun
 from planner.domain.units import seconds_to_ms

@@ -29,14 +29,21 @@ def _weights(text: str) -> str:
     name = text.strip().lower()
     if name in ("", "auto", "bfloat16", "float16", "none"):
         return ""
-    return WeightDtype(name).value
+    return _one_of(WeightDtype, name)
 
 
 def _cache(text: str) -> str:
     name = text.strip().lower()
     if not name:
         return ""
-    return KvDtype({"bfloat16": "bf16", "float16": "fp16", "fp8_e4m3": "fp8"}.get(name, name)).value
+    return _one_of(KvDtype, {"bfloat16": "bf16", "float16": "fp16", "fp8_e4m3": "fp8"}.get(name, name))
+
+
+def _one_of(formats: type[WeightDtype] | type[KvDtype], name: str) -> str:
+    known = [one.value for one in formats]
+    if name not in known:
+        raise ValueError(f"one of {', '.join(known)} is needed")
+    return name
 
 
 def _day(text: str) -> str:

@@ -1,8 +1,9 @@
 """How much is known: estimates with their spread, and the basis of a prediction."""
 
+from collections.abc import Callable
 from enum import StrEnum
 from functools import cached_property
-from math import exp, hypot, log
+from math import exp, hypot, log, sinh
 from typing import Annotated, NamedTuple
 
 from pydantic import Field, model_validator
@@ -94,6 +95,16 @@ class LatencyError(Frozen):
         factor = min(self.factor**self.rough_kernels_scale, LARGEST_FACTOR)
         return self.model_copy(update={"factor": factor, "rough_kernels_scale": 1.0})
 
+    def no_narrower(self, factor: float, median_error_ratio: float) -> "LatencyError":
+        """The wider of this range and another, with the larger of their median errors."""
+        found = self.model_copy(
+            update={"median_error_ratio": max(self.median_error_ratio, median_error_ratio)}
+        )
+        factor = min(factor, LARGEST_FACTOR)
+        if factor <= self.factor:
+            return found
+        return found.model_copy(update={"factor": factor, "half_width_ratio": sinh(log(factor))})
+
 
 class ErrorBand(Frozen):
     """How far predictions of one basis were from measured runs that were not fitted."""
@@ -102,6 +113,8 @@ class ErrorBand(Frozen):
     tpot: LatencyError
     ttft: LatencyError
     runs: int = Field(ge=1)
+    steps: int = Field(default=0, ge=0)
+    """Of the GPU itself, measured one by one: the range is no narrower than the errors of those left out."""
     note: str
     """Which runs, predicted how."""
 
@@ -125,44 +138,57 @@ class Accuracy(Frozen):
     fitted_on: str
     bands: tuple[ErrorBand, ...]
     closed_form: Disagreement | None = None
+    of_gpus: dict[str, tuple[ErrorBand, ...]] = Field(default_factory=dict, exclude=True)
+    """Of GPUs whose steps were measured, in place of the bands of the same basis; they follow from those fits."""
 
-    def band(self, basis: Basis, *, simulated: bool = True, rough_kernels: bool = False) -> ErrorBand | None:
+    def band(
+        self, basis: Basis, *, gpu: str = "", simulated: bool = True, rough_kernels: bool = False
+    ) -> ErrorBand | None:
         """The band of a basis, or of the nearest worse one that was tested; None where neither was.
 
-        `simulated`: the prediction comes from the simulated scheduler, not from the closed form. `rough_kernels`: the
-        model has experts or 4-bit weights.
+        `gpu`: what the prediction is for, which may have bands of its own. `simulated`: the prediction comes from the
+        simulated scheduler, not from the closed form. `rough_kernels`: the model has experts or 4-bit weights.
         """
         if not simulated:
-            return self.of_closed_form.band(basis, rough_kernels=rough_kernels)
+            return self.of_closed_form.band(basis, gpu=gpu, rough_kernels=rough_kernels)
         if rough_kernels:
-            return self.of_rough_kernels.band(basis)
+            return self.of_rough_kernels.band(basis, gpu=gpu)
         order = list(Basis)
-        known = {band.basis: band for band in self.bands}
+        known = {band.basis: band for band in (*self.bands, *self.of_gpus.get(gpu, ()))}
         return next((known[worse] for worse in order[order.index(basis) :] if worse in known), None)
 
     @cached_property
     def of_closed_form(self) -> "Accuracy":
         """The same for predictions in closed form: its own disagreement with the simulation is added in quadrature."""
-        if self.closed_form is None:
-            return Accuracy(source=self.source, fitted_on=self.fitted_on, bands=())
         other = self.closed_form
-        bands = tuple(
-            band.model_copy(
-                update={"tpot": _wider(band.tpot, other.tpot), "ttft": _wider(band.ttft, other.ttft)}
-            )
-            for band in self.bands
-        )
-        return Accuracy(source=self.source, fitted_on=self.fitted_on, bands=bands)
+        if other is None:
+            return Accuracy(source=self.source, fitted_on=self.fitted_on, bands=())
+        return self._of_each(lambda error, name: _wider(error, getattr(other, name)))
 
     @cached_property
     def of_rough_kernels(self) -> "Accuracy":
         """The same for models with experts or 4-bit weights."""
-        bands = tuple(
-            band.model_copy(update={"tpot": band.tpot.of_rough_kernels, "ttft": band.ttft.of_rough_kernels})
-            for band in self.bands
-        )
+        return self._of_each(lambda error, _: error.of_rough_kernels, self.closed_form)
+
+    def _of_each(
+        self,
+        change: Callable[[LatencyError, str], LatencyError],
+        closed_form: Disagreement | None = None,
+    ) -> "Accuracy":
+        """Every band with its errors changed; `change` is told whose they are, `tpot` or `ttft`."""
+
+        def changed(bands: tuple[ErrorBand, ...]) -> tuple[ErrorBand, ...]:
+            return tuple(
+                band.model_copy(update={"tpot": change(band.tpot, "tpot"), "ttft": change(band.ttft, "ttft")})
+                for band in bands
+            )
+
         return Accuracy(
-            source=self.source, fitted_on=self.fitted_on, bands=bands, closed_form=self.closed_form
+            source=self.source,
+            fitted_on=self.fitted_on,
+            bands=changed(self.bands),
+            closed_form=closed_form,
+            of_gpus={gpu: changed(bands) for gpu, bands in self.of_gpus.items()},
         )
 
 

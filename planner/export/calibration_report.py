@@ -1,6 +1,6 @@
 """One calibration as one HTML page: what was measured, how well it is predicted, and what is missing."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 from statistics import fmean, median
@@ -8,23 +8,21 @@ from statistics import fmean, median
 import plotly.graph_objects as go
 
 from planner.calibrate.fit_steps import region_errors
+from planner.catalog.atomic import write_text
 from planner.domain.calibration import (
     CalibrationRun,
-    EngineSetup,
-    Machine,
-    MemoryFacts,
-    RunEnd,
     ServingPoint,
     StepKind,
     StepPoint,
 )
-from planner.domain.units import bytes_to_gib, seconds_to_ms
+from planner.domain.units import seconds_to_ms
 from planner.export import calibration_figures as figures
 from planner.export import calibration_run_figures as run_figures
-from planner.export.atomic import write_text
+from planner.export.calibration_record import about_memory, about_run
 from planner.export.calibration_steps import Examined, error_band, examined
 from planner.export.figures import figure_html, page_of
 from planner.export.format import number, percent
+from planner.export.markup import Row, missing, paragraph, table_of
 from planner.formulas.gpu_fit import FittedParameter
 from planner.formulas.operators import GpuOperators
 
@@ -36,12 +34,6 @@ STYLE = """
  .columns {display: flex; flex-wrap: wrap; gap: 0 3rem; align-items: flex-start}
  .missing {color: #a33b00} ul {font-size: .9rem} td {overflow-wrap: anywhere}
 """
-ENDED = {
-    RunEnd.RUNNING: "still running, or killed",
-    RunEnd.FINISHED: "finished",
-    RunEnd.INTERRUPTED: "interrupted",
-    RunEnd.FAILED: "failed",
-}
 MEANINGS = {
     "compute": "dense matrix products bound by compute",
     "weights": "dense matrix products bound by reading weights",
@@ -60,8 +52,6 @@ MEANINGS = {
     "sync_per_sequence_s": "s of host work for each sequence of a step",
 }
 """What each parameter scales, or its unit."""
-FAINT_ROW = '<tr class="faint">'
-Row = Sequence[str]
 
 
 def write_report(run: CalibrationRun, operators: GpuOperators | None, path: Path) -> None:
@@ -77,8 +67,8 @@ def report_page(run: CalibrationRun, operators: GpuOperators | None) -> str:
     found = examined(run, operators)
     library = _Library()
     sections = (
-        ("The run", _run(run)),
-        ("Memory of one device, as the engine says", _memory(run.memory)),
+        ("The run", about_run(run)),
+        ("Memory of one device, as the engine says", about_memory(run.memory)),
         ("Measured against predicted", _parity(found, library)),
         ("Residuals", _residuals(found, library)),
         ("Roofline", _roofline(found, library)),
@@ -105,107 +95,13 @@ class _Library:
         return text
 
 
-def _run(run: CalibrationRun) -> Iterator[str]:
-    """Machine, engine, model, how it ended, and what it noted."""
-    ended = ENDED[run.end] + (f": {run.end_reason}" if run.end_reason else "")
-    failed = sum(bool(point.failed) for point in run.points)
-    about = [
-        ("run", run.run_id),
-        ("model", run.target.model),
-        ("weights", f"{run.target.weight_dtype.value}, KV cache {run.target.kv_dtype.value}"),
-        ("tensor parallel", f"{run.target.tp}"),
-        ("began", run.started_at),
-        ("ended", f"{run.ended_at or 'not recorded'}; {ended}"),
-        ("time allowed", f"{number(run.budget_s)} s"),
-        ("shapes measured", f"{len(run.measured):,}"),
-        ("of them disturbed", f"{sum(bool(point.disturbed) for point in run.measured):,}"),
-        ("attempts failed", f"{failed:,}"),
-        ("planner", run.planner_version),
-    ]
-    yield '<div class="columns">'
-    yield _facts("Calibration", about)
-    yield _facts("Machine", _machine(run.machine))
-    yield _facts("Engine", _engine(run.engine))
-    yield "</div>"
-    if run.notes:
-        yield f"<ul>{''.join(f'<li>{escape(note)}</li>' for note in run.notes)}</ul>"
-
-
-def _machine(machine: Machine) -> list[tuple[str, str]]:
-    memory = (
-        f"{bytes_to_gib(machine.device_memory_bytes):,.1f} GiB" if machine.device_memory_bytes else "unknown"
-    )
-    found = [
-        ("device", f"{machine.device_name} ({machine.device.value})"),
-        ("known as", machine.gpu),
-        ("memory", memory),
-        ("driver", machine.driver_version or "none"),
-        ("processor", f"{machine.cpu_name}, {machine.cpu_count:,} cores"),
-        ("system", machine.platform),
-    ]
-    if machine.power_limit_w is not None:
-        found.append(("power limit", f"{number(machine.power_limit_w)} W"))
-    if machine.ecc_enabled is not None:
-        found.append(("ECC", "on" if machine.ecc_enabled else "off"))
-    if machine.mig_enabled:
-        found.append(("MIG", "on"))
-    if machine.datasheet is not None:
-        found.append(("data sheet", f"none in the catalog; {machine.datasheet.source}"))
-    return found
-
-
-def _engine(engine: EngineSetup | None) -> list[tuple[str, str]]:
-    if engine is None:
-        return [("", "never started")]
-    sizes = engine.cuda_graph_sizes
-    return [
-        ("engine", f"{engine.engine} {engine.engine_version}"),
-        ("torch, Python", f"{engine.torch_version}, {engine.python_version}"),
-        ("max_model_len", f"{engine.max_model_len:,}"),
-        ("max_num_seqs", f"{engine.max_num_seqs:,}"),
-        ("max_num_batched_tokens", f"{engine.max_num_batched_tokens:,}"),
-        ("block_size", f"{engine.block_size:,}"),
-        ("CUDA graphs", f"{len(sizes)} sizes up to {max(sizes):,} tokens" if sizes else "none (eager)"),
-        ("threads", f"{engine.threads:,}" if engine.threads else "not a CPU"),
-        ("weights", "made up, of the true shapes" if engine.made_up_weights else "a checkpoint's"),
-        ("context of decode steps", "declared" if engine.made_up_context else "computed"),
-        ("took to start", f"{engine.start_s:.0f} s"),
-    ]
-
-
-def _memory(memory: MemoryFacts | None) -> Iterator[str]:
-    if memory is None:
-        yield _missing("The engine did not get so far as to say anything of its memory.")
-        return
-    sizes = {
-        "weights": memory.weights_bytes,
-        "activation peak": memory.activation_peak_bytes,
-        "outside torch": memory.non_torch_bytes,
-        "CUDA graphs": memory.cuda_graph_bytes,
-        "KV cache": memory.kv_cache_bytes,
-    }
-    rows = [
-        [name, _or_not(None if size is None else f"{bytes_to_gib(size):,.3f} GiB")]
-        for name, size in sizes.items()
-    ]
-    counts = {"KV cache blocks": memory.kv_blocks, "KV cache tokens": memory.kv_cache_tokens}
-    rows += [[name, _or_not(None if count is None else f"{count:,}")] for name, count in counts.items()]
-    yield _table(("", ""), rows)
-    if memory.log_lines:
-        yield f"<ul>{''.join(f'<li><code>{escape(line)}</code></li>' for line in memory.log_lines)}</ul>"
-
-
-def _or_not(text: str | None) -> str:
-    return "not said" if text is None else text
-
-
 def _parity(found: Examined, library: _Library) -> Iterator[str]:
-    yield from map(_missing, found.missing)
+    yield from map(missing, found.missing)
     if found.predictions is None:
         return
     factor = error_band(found)
     if factor is not None:
-        yield _text(
+        yield paragraph(
             "Line: predicted = measured. Grey: 90 % of undisturbed steps, each predicted by the fit without it, lie "
             f"within a factor of {number(factor)}. Hollow points were disturbed."
         )
@@ -223,17 +119,17 @@ def _parity(found: Examined, library: _Library) -> Iterator[str]:
         ]
         for row in region_errors([found.steps], found.fit)
     ]
-    yield _text("|predicted / measured - 1|:")
+    yield paragraph("|predicted / measured - 1|:")
     headers = ("steps", "shapes", "before, median", "fitted, median", "fitted, 90 %", "left out, median")
-    yield _table(headers, rows)
+    yield table_of(headers, rows)
 
 
 def _residuals(found: Examined, library: _Library) -> Iterator[str]:
     if found.predictions is None:
-        yield _missing("Without predictions there are no residuals.")
+        yield missing("Without predictions there are no residuals.")
     else:
         basis = "the fit to this run" if found.fit is not None else "what was known before the run"
-        yield _text(
+        yield paragraph(
             f"Of {basis}. Bars: median absolute deviation of the repetitions. Hollow: disturbed; those far out are "
             "beyond the axis, double-click to see all."
         )
@@ -275,16 +171,16 @@ def _kinds(points: Sequence[StepPoint]) -> Iterator[str]:
             "power, median",
             "energy per token",
         )
-        yield _table(headers, rows)
+        yield table_of(headers, rows)
 
 
 def _roofline(found: Examined, library: _Library) -> Iterator[str]:
     if found.predictions is None:
-        yield _missing(
+        yield missing(
             "Without a model and a device that are known, FLOP and bytes of a step cannot be counted."
         )
         return
-    yield _text(
+    yield paragraph(
         "FLOP and bytes as the step model counts them, over the whole time of a step, host work included. The fitted "
         "ceiling is that of dense matrix products alone: what a deployment's own curve adds is not in it."
     )
@@ -295,7 +191,7 @@ def _sensors(run: CalibrationRun, library: _Library) -> Iterator[str]:
     figure = None if run.series is None else run_figures.sensors(run.series)
     if figure is None:
         why = "nothing was watched" if run.series is None else "no sensor of this device could be read"
-        yield _missing(f"No clocks, power or temperature: {why}.")
+        yield missing(f"No clocks, power or temperature: {why}.")
         return
     yield library.drawn(figure)
     assert run.series is not None
@@ -305,7 +201,7 @@ def _sensors(run: CalibrationRun, library: _Library) -> Iterator[str]:
         if all(value is None for value in getattr(run.series, name))
     ]
     if silent:
-        yield _missing(
+        yield missing(
             f"Not read on this machine: {', '.join(silent)}; the notes above say why where it is known."
         )
     yield from _throttling(run)
@@ -315,33 +211,33 @@ def _throttling(run: CalibrationRun) -> Iterator[str]:
     seen = [*(one.telemetry for one in run.points), *(one.telemetry for one in run.serving)]
     reasons = sorted({reason for one in seen if one is not None for reason in one.throttle_reasons})
     if reasons:
-        yield _missing(f"Clocks were held back by: {', '.join(reasons)}.")
+        yield missing(f"Clocks were held back by: {', '.join(reasons)}.")
 
 
 def _coverage(found: Examined, library: _Library) -> Iterator[str]:
     figure = figures.coverage(found)
     if figure is None:
-        yield _missing("No shape was tried.")
+        yield missing("No shape was tried.")
         return
     yield library.drawn(figure)
     if found.unmeasured:
         rows = [
             [point.shape.label, f"{point.attempt}", point.failed or "no time"] for point in found.unmeasured
         ]
-        yield _table(("never measured", "attempts", "why"), rows)
+        yield table_of(("never measured", "attempts", "why"), rows)
 
 
 def _serving(run: CalibrationRun, library: _Library) -> Iterator[str]:
     answered = [point for point in run.serving if point.requests]
     for point in run.serving:
         if point.failed:
-            yield _missing(f"A serving run of {point.load.concurrency:,} users failed: {point.failed}")
+            yield missing(f"A serving run of {point.load.concurrency:,} users failed: {point.failed}")
     if not answered:
-        yield _missing("No serving run was measured.")
+        yield missing("No serving run was measured.")
         return
     yield library.drawn(run_figures.served(answered))
     headers = ("users", "tokens", "requests", "TTFT, mean", "median", "TPOT, mean", "tokens/s", "power")
-    yield _table((*headers, "energy per token", "disturbed"), [_served_row(point) for point in answered])
+    yield table_of((*headers, "energy per token", "disturbed"), [_served_row(point) for point in answered])
 
 
 def _served_row(point: ServingPoint) -> Row:
@@ -367,14 +263,16 @@ def _served_row(point: ServingPoint) -> Row:
 
 def _parameters(found: Examined, library: _Library) -> Iterator[str]:
     if found.fit is None:
-        yield from map(_missing, found.missing)
+        yield from map(missing, found.missing)
         return
     fitted = found.fit.parameters
-    yield _text("Found from this run alone, drawn to what was known before. Grey: the run does not tell it.")
+    yield paragraph(
+        "Found from this run alone, drawn to what was known before. Grey: the run does not tell it."
+    )
     yield library.drawn(run_figures.parameters(fitted))
     rows = [_parameter_row(one) for one in fitted]
     headers = ("parameter", "of", "before", "90 % before", "found", "90 %", "told by this run")
-    yield _table(headers, rows, faint=[not one.identified for one in fitted])
+    yield table_of(headers, rows, faint=[not one.identified for one in fitted])
 
 
 def _parameter_row(one: FittedParameter) -> Row:
@@ -387,26 +285,3 @@ def _parameter_row(one: FittedParameter) -> Row:
         f"{number(one.estimate.low)} to {number(one.estimate.high)}",
         "yes" if one.identified else "no",
     )
-
-
-def _facts(title: str, facts: Iterable[tuple[str, str]]) -> str:
-    return f"<div>{_table((title, ''), [list(fact) for fact in facts])}</div>"
-
-
-def _table(headers: Row, rows: Iterable[Row], faint: Sequence[bool] = ()) -> str:
-    """A table of plain text."""
-    head = "".join(f"<th>{escape(header)}</th>" for header in headers)
-    body = "".join(
-        f"{FAINT_ROW if faint and faint[index] else '<tr>'}"
-        f"{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>\n"
-        for index, row in enumerate(rows)
-    )
-    return f"<table>\n<tr>{head}</tr>\n{body}</table>\n"
-
-
-def _text(text: str) -> str:
-    return f"<p>{escape(text)}</p>\n"
-
-
-def _missing(text: str) -> str:
-    return f'<p class="missing">{escape(text)}</p>\n'

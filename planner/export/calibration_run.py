@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from planner.catalog.atomic import write_text
 from planner.domain.base import InputError
 from planner.domain.calibration import CalibrationRun
-from planner.export.atomic import write_text
 
 try:
     import fcntl

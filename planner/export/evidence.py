@@ -11,7 +11,8 @@ UNTESTED = "no measured run tells how far it is off"
 def band_of(plan: Plan, accuracy: Accuracy) -> ErrorBand | None:
     """What is known of the error of a plan's latency, simulated or in closed form."""
     simulated = plan.capacity_method is CapacityMethod.SIMULATE
-    return accuracy.band(plan.basis, simulated=simulated, rough_kernels=plan.rough_kernels)
+    gpu = plan.candidate.instance.gpu
+    return accuracy.band(plan.basis, gpu=gpu, simulated=simulated, rough_kernels=plan.rough_kernels)
 
 
 def how_tested(band: ErrorBand | None) -> str:
@@ -22,7 +23,8 @@ def how_tested(band: ErrorBand | None) -> str:
         f"{name} {1.0 / error.factor:.2f} to {error.factor:.2f}"
         for name, error in (("TPOT", band.tpot), ("TTFT", band.ttft))
     )
-    return f"on {count(band.runs, 'run')} {factors} times the prediction, {percent(COVERAGE_RATIO)}"
+    steps = f", no narrower than {count(band.steps, 'step')} of this GPU" if band.steps else ""
+    return f"on {count(band.runs, 'run')} {factors} times the prediction, {percent(COVERAGE_RATIO)}{steps}"
 
 
 def spanned(found: Range) -> str:

@@ -106,7 +106,7 @@ def latency_ranges(outcome: Outcome, accuracy: Accuracy) -> LatencyRanges | None
     latency, basis = prediction.latency, prediction.basis
     if latency is None or basis is None:
         return None
-    band = accuracy.band(basis, rough_kernels=prediction.rough_kernels)
+    band = accuracy.band(basis, gpu=prediction.gpu, rough_kernels=prediction.rough_kernels)
     if band is None:
         return None
     return band.ranges(

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from planner.export.atomic import atomic_text
+from planner.catalog.atomic import atomic_text
 
 Cell = str | int | float | bool | None
 DECIMALS = 6

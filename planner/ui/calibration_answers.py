@@ -10,9 +10,10 @@ import numpy as np
 import streamlit as st
 from pydantic import ValidationError
 
-from planner.assemble.fit_runs import Known, stored_step
+from planner.assemble.fit_runs import stored_step
+from planner.assemble.known import known_now
 from planner.assemble.run_serving import ServedMeans, served_means
-from planner.calibrate.fit_steps import MeasuredSteps, StepFit, region_errors
+from planner.calibrate.fit_steps import MeasuredSteps, StepFit, median_error, region_errors, region_of
 from planner.calibrate.operators import FitRow, fit_report
 from planner.calibrate.step_deployment import operators_before
 from planner.calibrate.step_unknowns import StepDeployment
@@ -23,7 +24,6 @@ from planner.calibrate.store import (
 )
 from planner.catalog.calibration_runs import read_run, run_paths
 from planner.catalog.load import find_gpu
-from planner.catalog.serving import read_serving
 from planner.domain.base import InputError
 from planner.domain.benchmark import BenchmarkRun
 from planner.domain.calibration import CalibrationRun, ServingPoint
@@ -54,6 +54,7 @@ class RunAnswer(NamedTuple):
     today_s: FloatArray | None = None
     """Time of every measured shape by the coefficients that predictions rest on now [N]."""
     regions: tuple[RegionError, ...] = ()
+    """`before` is by today's coefficients where they predict the steps, as `validate --run` has it."""
     served: tuple[ServedLoad, ...] = ()
     """By a fit of the run's steps alone, of which serving is no part."""
     problems: tuple[str, ...] = ()
@@ -196,7 +197,10 @@ def _answered(path: str, modified_ns: int, fit: GpuFit | None) -> RunAnswer:
             with _said_in(problems):
                 answer = answer._replace(today_s=_today_s(found.steps))
         if found.steps is not None and found.fit is not None:
-            answer = answer._replace(regions=region_errors((found.steps,), found.fit))
+            regions = region_errors((found.steps,), found.fit)
+            if answer.today_s is not None:
+                regions = _by_today(regions, found.steps, answer.today_s)
+            answer = answer._replace(regions=regions)
             answer = answer._replace(served=_served(run, found.steps.deployment, found.fit))
     return answer._replace(problems=tuple(problems))
 
@@ -226,13 +230,21 @@ def _served(run: CalibrationRun, deployment: StepDeployment, fit: StepFit) -> tu
 
 def _today_s(measured: MeasuredSteps) -> FloatArray:
     """Time of every step as predictions have it now [N]."""
-    directories = calibration_directories()
-    serving = read_serving(None)
-    stepwise = [one for fit in gpu_fits(directories) for one in fit.deployments]
-    tuning = serving.tuning.model_copy(update={"deployments": (*serving.tuning.deployments, *stepwise)})
     one, shapes = measured.deployment, measured.shapes
-    host, step = stored_step(one, Known(directories, serving.host, tuning))
+    host, step = stored_step(one, known_now())
     return np.asarray(shapes_s(step, shapes, one.captured_tokens) + host_s(host, shapes))
+
+
+def _by_today(
+    regions: tuple[RegionError, ...], measured: MeasuredSteps, today_s: FloatArray
+) -> tuple[RegionError, ...]:
+    """The same with today's coefficients in place of what was known before any run."""
+    residuals = measured.log_s - np.log(today_s)
+    names = np.array([region_of(point) for point in measured.points])
+    return tuple(
+        row.model_copy(update={"before_median_ratio": median_error(residuals[names == row.region])})
+        for row in regions
+    )
 
 
 class TableAnswer(NamedTuple):

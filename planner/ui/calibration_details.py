@@ -65,7 +65,8 @@ def details(answer: RunAnswer, key: str) -> None:
         with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="bottom"):
             heading("|Predicted / measured − 1| of its steps", "Medians by kind and tokens of a step.")
             points_download(answer, key)
-        frame(tables.region_table(answer.regions), f"calibration_{key}_regions")
+        before = "Before" if answer.today_s is None else "Today"
+        frame(tables.region_table(answer.regions, before=before), f"calibration_{key}_regions")
     elif answer.run.points:
         points_download(answer, key)
     more(answer, key)

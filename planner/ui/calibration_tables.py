@@ -59,7 +59,19 @@ COLUMN_CONFIG = {
         help="Whether runs tell more of it than was known before. Where they do not, the range is the prior's."
     ),
     **dict.fromkeys(
-        ("Before", "Fitted", "Left out", "p90", "Bias", "Fit", "Fit p90", "Held out", "Held out p90"), PERCENT
+        (
+            "Before",
+            "Today",
+            "Fitted",
+            "Left out",
+            "p90",
+            "Bias",
+            "Fit",
+            "Fit p90",
+            "Held out",
+            "Held out p90",
+        ),
+        PERCENT,
     ),
     **{name: column_config.NumberColumn(format="%+.1f %%") for name in ("TTFT error", "TPOT error")},
 }
@@ -129,15 +141,20 @@ def _per_cent(ratio: float | None) -> float | None:
     return None if ratio is None else 100.0 * ratio
 
 
-def region_table(regions: Iterable[RegionError], *, named: bool = False) -> pd.DataFrame:
-    """One row a kind and size of steps; with the deployment where there may be several."""
+def region_table(
+    regions: Iterable[RegionError], *, named: bool = False, before: str = "Before"
+) -> pd.DataFrame:
+    """One row a kind and size of steps; with the deployment where there may be several.
+
+    `before`: the head over what the fit is held against.
+    """
     return pd.DataFrame.from_records(
         [
             {
                 **({"Deployment": row.deployment} if named else {}),
                 "Steps": row.region,
                 "Shapes": row.steps,
-                "Before": _per_cent(row.before_median_ratio),
+                before: _per_cent(row.before_median_ratio),
                 "Fitted": _per_cent(row.median_ratio),
                 "Left out": _per_cent(row.left_out_median_ratio),
                 "p90": _per_cent(row.p90_ratio),

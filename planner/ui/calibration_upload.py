@@ -7,7 +7,13 @@ from typing import NamedTuple
 import streamlit as st
 from pydantic import ValidationError
 
-from planner.assemble.deployment import Engine, engine_settings, gpu_named, parallelism_of
+from planner.assemble.deployment import (
+    UNRECORDED_TOKENS,
+    Engine,
+    engine_settings,
+    gpu_named,
+    parallelism_of,
+)
 from planner.assemble.question import first_problem, kv_dtype_named, weight_dtype_named
 from planner.calibrate.benchmarks.complete import Given, benchmark_runs
 from planner.calibrate.benchmarks.documents import read_documents
@@ -26,8 +32,6 @@ RUN_FIELDS = frozenset({"run_id", "target", "points"})
 """That tell a calibration run from a benchmark's result."""
 MOST_PREDICTED = 40
 """Loads of one file; a sweep has about ten."""
-UNRECORDED_TOKENS = 2048
-"""Assumed of one step where a file tells no limit of the scheduler, as `validate` does (docs/accuracy.md)."""
 OPTIONS = {
     "--model": "the model",
     "--gpu": "the GPU",

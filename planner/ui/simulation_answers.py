@@ -68,7 +68,9 @@ def simulation_answered(ask: SimulationAsk) -> SimulationAnswer:
         ),
         None
         if placed is None
-        else known.accuracy.band(placed.basis, rough_kernels=has_rough_kernels(placed.model)),
+        else known.accuracy.band(
+            placed.basis, gpu=case.gpu.name, rough_kernels=has_rough_kernels(placed.model)
+        ),
     )
 
 

@@ -6,19 +6,13 @@ import pytest
 
 from planner.assemble.exam_runs import examine
 from planner.assemble.fit_runs import fit_gpus
+from planner.assemble.known import known_now
 from planner.calibrate.store import write_gpu_fit
-from planner.cli.fit_runs import known_now
 from planner.domain.base import InputError
 from planner.domain.calibration import StepShape
 from tests.assemble.device_runs import device_run
 from tests.calibrate import made_steps as made
 from tests.export.made_run import SHAPES, serving_point
-
-
-@pytest.fixture(autouse=True)
-def _shipped_files_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Fits of whoever runs the tests have no say."""
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
 
 
 def test_without_a_fit_there_is_nothing_to_guess_by(tmp_path: Path) -> None:

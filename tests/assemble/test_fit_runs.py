@@ -5,30 +5,25 @@ from pathlib import Path
 import pytest
 
 from planner.assemble.fit_runs import FittedGpu, fit_gpus, stored_step
-from planner.assemble.fit_service import Evidence, Start, deployment_key, fit_service
+from planner.assemble.fit_service import Evidence, Start, fit_service
+from planner.assemble.known import known_now
 from planner.calibrate.step_deployment import step_deployment
 from planner.calibrate.store import operators_for, write_gpu_fit
 from planner.catalog.load import find_gpu
-from planner.cli.fit_runs import known_now
 from planner.domain.base import InputError
 from planner.domain.calibration import CalibrationRun, StepShape
 from planner.domain.deployment import Parallelism
+from planner.domain.dtypes import WeightDtype
 from planner.domain.evidence import Basis
 from planner.formulas.arrays import FloatArray
 from planner.formulas.host_time import NO_HOST_TIME, HostTime, MeasuredHost
 from planner.formulas.shape_time import host_s, shape_columns, shapes_s
 from planner.formulas.tuning import NO_TUNING, ServingTuning
 from planner.planning.basis import basis_detail, basis_of
-from tests.assemble.device_runs import GPU, GPU_SHAPES, RELEASE, device_run, gpu_run
+from tests.assemble.device_runs import GPU_SHAPES, RELEASE, device_run, gpu_run
 from tests.calibrate import made_steps as made
+from tests.calibrate.made_gpu import GPU
 from tests.export.made_run import SHAPES, serving_point
-
-
-@pytest.fixture(autouse=True)
-def _shipped_files_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Fits of whoever runs the tests have no say."""
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
 def stored(run: CalibrationRun, folder: Path) -> FittedGpu:
@@ -156,7 +151,7 @@ def evidence(tpot_s: float, ttft_s: float, *, asynchronous: bool, through_server
 
     return Evidence(
         name="m",
-        deployment=deployment_key("m", 1),
+        deployment=("m", WeightDtype.BF16, 1),
         ttft_s=ttft_s,
         tpot_s=tpot_s,
         asynchronous=asynchronous,

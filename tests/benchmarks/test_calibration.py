@@ -59,14 +59,60 @@ def test_a_thinned_grid_is_factorial() -> None:
 @pytest.mark.parametrize("budget_s", [3.0, 6.0])
 def test_all_ways_keep_within_the_same_seconds(records: list[calibration.Record], budget_s: float) -> None:
     record = records[0]
-    chosen = calibration.designed(record, budget_s)
+    chosen = calibration.designed(record, budget_s, 1)
     batches = -(-len(chosen) // calibration.BATCH)
-    assert sum(map(calibration.seconds, chosen)) + batches * calibration.CHOOSING_S <= budget_s
+    assert sum(map(calibration.seconds, chosen)) + (batches - 1) * calibration.CHOOSING_S <= budget_s
+    assert set(chosen) <= set(record.candidates(1).values())
     for way in (calibration.even_grid, calibration.random_order):
         points = way(record, budget_s, 1)
         assert 0.8 * budget_s < sum(map(calibration.seconds, points)) <= budget_s
         assert len({one.shape for one in points}) == len(points)
         assert points == way(record, budget_s, 1) != way(record, budget_s, 2)
+
+
+def test_a_replay_lacks_a_tenth_of_the_shapes(records: list[calibration.Record]) -> None:
+    record = records[0]
+    first, second = record.candidates(0), record.candidates(1)
+    assert first == record.candidates(0)
+    assert first.keys() != second.keys()
+    assert 0.8 * len(record.grid) < len(first) < 0.97 * len(record.grid)
+
+
+def test_a_point_costs_what_its_repetitions_take() -> None:
+    whole = point(1, 1.0, times_s=(0.1, 0.2, 0.3, 0.4, 0.1))
+    short = calibration.shortened(whole)
+    assert short.times_s == (0.1, 0.2, 0.3)
+    # 1 s less the 0.4 and 0.1 that were not repeated.
+    assert calibration.seconds(short) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("budget_s", [20.0, 40.0])
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_fit_is_at_a_third_of_what_needs_no_model(
+    records: list[calibration.Record], index: int, budget_s: float
+) -> None:
+    record = records[index]
+    points = calibration.designed(record, budget_s, 0)
+    error = np.median(record.fitted_errors(points))
+    assert error <= 0.15
+    for name, other in calibration.guesses(record, points).items():
+        assert error <= np.median(other) / 3.0, name
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_short_choice_never_goes_as_wrong_as_an_even_grid(
+    records: list[calibration.Record], index: int
+) -> None:
+    """The middle replays are nearer one another; the benchmark tells both."""
+    record = records[index]
+    for budget_s in (2.0, 5.0):
+        ours, even = (
+            calibration.replays(record, budget_s, way)
+            for way in (calibration.designed, calibration.even_grid)
+        )
+        for share in (0.5, 0.9):
+            (_, worst), (_, worst_even) = ours.quantile(share), even.quantile(share)
+            assert worst <= 0.8 * worst_even, (budget_s, share)
 
 
 def test_errors_are_of_the_exam_as_measured(records: list[calibration.Record]) -> None:

@@ -19,7 +19,7 @@ from planner.domain.calibration import (
 from planner.domain.dtypes import ComputeDtype, KvDtype, WeightDtype
 from planner.domain.hardware import Confidence, Gpu
 from planner.formulas.arrays import FloatArray
-from planner.formulas.host_time import NO_HOST_TIME
+from planner.formulas.host_time import NO_HOST_TIME, HostTime
 from planner.formulas.operators.scales import KernelScales
 from planner.formulas.shape_time import host_s, shape_columns, shapes_s
 
@@ -54,9 +54,9 @@ SHEET = Gpu(
 MACHINE = Machine(
     device=Device.CPU,
     gpu="made-cpu",
-    device_name="Made CPU",
+    device_name="A processor",
     device_memory_bytes=16 * 2**30,
-    cpu_name="Made CPU",
+    cpu_name="A processor",
     cpu_count=2,
     platform="Linux",
     datasheet=SHEET,
@@ -99,12 +99,15 @@ def deployment(**changed: object) -> StepDeployment:
 
 
 def true_s(
-    one: StepDeployment, shapes: Iterable[StepShape], scales: KernelScales = TRUE_SCALES
+    one: StepDeployment,
+    shapes: Iterable[StepShape],
+    scales: KernelScales = TRUE_SCALES,
+    host: HostTime = TRUE_HOST,
 ) -> FloatArray:
     """What steps take on the made-up device [N]."""
-    curve = np.zeros(len(one.knots))
+    step = tuned_step(one, scales, np.zeros(len(one.knots)))
     columns = shape_columns(shapes)
-    return shapes_s(tuned_step(one, scales, curve), columns) + host_s(TRUE_HOST, columns)
+    return shapes_s(step, columns, one.captured_tokens) + host_s(host, columns)
 
 
 def points(

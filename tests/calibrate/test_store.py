@@ -1,23 +1,33 @@
 """Coefficients on disk: whole or not at all, first directory first, broken files told, siblings labelled."""
 
 import re
+import resource
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from planner.calibrate.fit_steps import fit_steps, region_errors
 from planner.calibrate.store import (
     calibration_directories,
+    gpu_fit,
+    gpu_fits,
     operators_for,
     operators_path,
     read_accuracy,
     read_coefficients,
     write_coefficients,
+    write_gpu_fit,
 )
 from planner.catalog.load import find_gpu
 from planner.catalog.paths import shipped_calibration_dir
 from planner.domain.base import InputError
+from planner.domain.calibration import StepShape
 from planner.domain.evidence import Accuracy, Basis, ErrorBand, LatencyError
+from planner.formulas.gpu_fit import GpuFit
+from tests.calibrate import made_steps
 
 SHIPPED = shipped_calibration_dir()
 H100 = "H100-SXM-80GB"
@@ -62,6 +72,71 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
         write_coefficients(coefficients.model_copy(update={"fitted_on": "2000-01-01"}), tmp_path)
     assert path.read_bytes() == before
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+@contextmanager
+def files_of_at_most(size_bytes: int) -> Iterator[None]:
+    """Whatever would make a file longer fails as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.fixture(scope="module")
+def fit() -> GpuFit:
+    """Of a device whose factors were found."""
+    one = made_steps.deployment()
+    shapes = [StepShape(decodes=batch, context_tokens=64) for batch in range(1, 13)]
+    found = fit_steps([made_steps.measured(one, shapes)])
+    return GpuFit(
+        gpu=made_steps.SHEET,
+        in_catalog=False,
+        plain=True,
+        engine_version=one.engine_version,
+        fitted_on="2026-01-01",
+        scales=found.scales,
+        host=found.host,
+        parameters=found.parameters,
+        deployments=(),
+        regions=region_errors([made_steps.measured(one, shapes)], found),
+        runs=(),
+        left_out_median_ratio=0.02,
+        noise_ratio=0.01,
+    )
+
+
+def test_a_fit_goes_round_and_the_first_directory_wins(fit: GpuFit, tmp_path: Path) -> None:
+    mine, theirs = tmp_path / "mine", tmp_path / "theirs"
+    older = fit.model_copy(update={"fitted_on": "2001-02-03"})
+    assert write_gpu_fit(fit, mine) == mine / "gpus" / f"{fit.gpu.name}.json"
+    write_gpu_fit(older, theirs)
+    assert gpu_fits((tmp_path / "absent", mine, theirs)) == (fit,)
+    assert gpu_fit(fit.gpu.name, (theirs, mine)) == older
+    assert gpu_fit("another", (mine, theirs)) is None
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_a_disk_that_fills_up_half_way_leaves_the_old_fit_whole(
+    fit: GpuFit, tmp_path: Path, share: float
+) -> None:
+    path = write_gpu_fit(fit, tmp_path)
+    before = path.read_bytes()
+    longer = fit.model_copy(update={"parameters": fit.parameters * 20})
+    size_bytes = len(write_gpu_fit(longer, tmp_path / "room").read_bytes())
+    with (
+        files_of_at_most(int(share * size_bytes)),
+        pytest.raises(InputError, match="File too large") as caught,
+    ):
+        write_gpu_fit(longer, tmp_path)
+    assert str(path) in str(caught.value)
+    assert path.read_bytes() == before
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+    assert gpu_fit(fit.gpu.name, (tmp_path,)) == fit
+    write_gpu_fit(longer, tmp_path)
+    assert gpu_fit(fit.gpu.name, (tmp_path,)) == longer
 
 
 def test_an_unwritable_directory_is_told(tmp_path: Path) -> None:

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from planner.catalog.calibration_runs import read_run, run_paths, runs_of
+from planner.catalog.load import gpus
 from planner.domain.base import InputError
 from planner.domain.calibration import RUN_FORMAT
+from planner.domain.hardware import Gpu
 from planner.export.calibration_run import write_run
 from tests.export.made_run import made_run
 
@@ -60,6 +62,47 @@ def test_a_time_that_is_none_is_refused(written: Path, value: str) -> None:
     fields["points"][0]["times_s"][1] = "HERE"
     written.write_text(json.dumps(fields).replace('"HERE"', value))
     assert "points.0.times_s.1" in _refused(written)
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "../../x", "/etc/x", "a\\b", "a\nb", "\x1b[31m", "x" * 200, "\u0660"]
+)
+def test_a_device_whose_name_leads_elsewhere_is_refused(written: Path, name: str) -> None:
+    fields = json.loads(written.read_text())
+    fields["machine"] |= {"gpu": name}
+    fields["machine"]["datasheet"] |= {"name": name}
+    written.write_text(json.dumps(fields))
+    assert "machine.gpu is" in _refused(written)
+
+
+@pytest.mark.parametrize("gpu", gpus(), ids=lambda gpu: gpu.name)
+def test_every_gpu_of_the_catalog_is_a_name(written: Path, gpu: Gpu) -> None:
+    fields = json.loads(written.read_text())
+    fields["machine"] = fields["machine"] | {"gpu": gpu.name, "datasheet": None}
+    written.write_text(json.dumps(fields))
+    assert read_run(written).machine.gpu == gpu.name
+
+
+def test_a_datasheet_of_another_device_is_refused(written: Path) -> None:
+    fields = json.loads(written.read_text())
+    fields["machine"]["datasheet"]["name"] = "../../x"
+    written.write_text(json.dumps(fields))
+    assert 'machine.datasheet is of "../../x"' in _refused(written)
+
+
+def test_a_step_shorter_than_any_is_refused(written: Path) -> None:
+    fields = json.loads(written.read_text())
+    fields["points"][1]["times_s"] = [1e-300]
+    written.write_text(json.dumps(fields))
+    assert "points.1.times_s: 1e-300 s is shorter than any step" in _refused(written)
+
+
+def test_answers_that_took_no_time_are_refused(written: Path) -> None:
+    fields = json.loads(written.read_text())
+    for request in fields["serving"][0]["requests"]:
+        request["e2e_s"] = request["ttft_s"]
+    written.write_text(json.dumps(fields))
+    assert "serving.0: its answers took no time after their first tokens" in _refused(written)
 
 
 def test_a_field_that_nobody_knows_is_refused(written: Path) -> None:

@@ -59,6 +59,30 @@ def test_other_facts_of_the_same_file_need_a_word(run: Import, tmp_path: Path) -
     assert BenchmarkRun.model_validate_json(path.read_text()).facts.tp == 2
 
 
+def test_what_was_not_said_before_is_called_so(run: Import, tmp_path: Path) -> None:
+    run(OPEN, *CARD, "--out", tmp_path)
+    with pytest.raises(InputError, match=r"\(engine_version not said then, 0\.32\.0 now\)"):
+        run(OPEN, *CARD, "--engine-version", "0.32.0", "--out", tmp_path)
+
+
+def test_the_name_a_server_gave_is_noted_where_it_means_no_model(
+    run: Import, cli: Cli, tmp_path: Path
+) -> None:
+    document = json.loads(OPEN.read_text()) | {"model_id": "ours"}
+    path = write(tmp_path / "ours.json", document)
+    said = cli("calibrate", "import", path, *CARD, "--csv", tmp_path / "exam.csv")
+    assert said.code == 0
+    assert 'note: model "ours" is neither a path nor a bundled name' in said.err
+    assert "until --model names one" in said.err
+    write(path, document | {"model_id": "or/g\nans"})
+    unprintable = cli("calibrate", "import", path, *CARD, "--csv", tmp_path / "exam.csv")
+    assert (unprintable.code, "note: model: give a path" in unprintable.err) == (0, True)
+    named = cli(
+        "calibrate", "import", path, *CARD, "--model", "Qwen/Qwen3-32B", "--csv", tmp_path / "exam.csv"
+    )
+    assert (named.code, "note: model" in named.err) == (0, False)
+
+
 def test_a_damaged_record_is_not_read_and_not_overwritten(run: Import, tmp_path: Path) -> None:
     run(CLOSED, "--out", tmp_path)
     (path,) = tmp_path.iterdir()
@@ -108,7 +132,10 @@ def test_the_same_load_twice_in_one_command_is_one(run: Import, tmp_path: Path) 
     [
         (("--tp", 0), "tp is 0"),
         (("--gpu-memory-utilization", 2), "gpu_memory_utilization is 2"),
-        (("--weight-dtype", "fp3"), "weight_dtype is fp3"),
+        (("--weight-dtype", "fp3"), "weight_dtype is fp3: one of bf16, fp16, fp8, "),
+        (("--kv-dtype", "int1"), "kv_dtype is int1: one of auto, bf16, fp16, fp8 is needed"),
+        (("--engine-version", "fast"), "engine_version 'fast' is not a vLLM version"),
+        (("--engine-version", "0.1.0"), "engine_version '0.1.0' is older than vLLM"),
         (("--measured-on", "yesterday"), "measured_on"),
         (("--gpu", "H999"), 'unknown GPU "H999"'),
         (("--input-tokens", "nan"), "input_tokens is nan"),

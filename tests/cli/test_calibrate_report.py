@@ -88,7 +88,7 @@ class TestBesideTheRun:
         report_beside(run_file, run, made_operators(run))
         said = capsys.readouterr().err
         assert "plotly is not installed here" in said
-        assert f"planner calibrate report {run_file}" in said
+        assert f"`python -m planner calibrate report {run_file}`" in said
         assert not run_file.with_suffix(".html").exists()
 
     def test_what_cannot_be_written_is_a_note_and_the_run_stays(

@@ -10,8 +10,9 @@ import pytest
 from planner.cli.fit_runs import CHANGE_COLUMNS
 from planner.export.calibration_run import write_run
 from planner.formulas.gpu_fit import GpuFit
-from tests.assemble.device_runs import GPU, GPU_SHAPES, MODEL, RELEASE, SLOWER, device_run, gpu_run
+from tests.assemble.device_runs import GPU_SHAPES, MODEL, RELEASE, SLOWER, device_run, gpu_run
 from tests.calibrate.benchmarks.made import RESULTS
+from tests.calibrate.made_gpu import GPU
 from tests.cli.conftest import Cli
 from tests.export.made_run import SHAPES
 

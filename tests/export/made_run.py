@@ -3,10 +3,6 @@
 from planner.calibrate.step_deployment import operators_before
 from planner.domain.calibration import (
     CalibrationRun,
-    CalibrationTarget,
-    Device,
-    EngineSetup,
-    Machine,
     MemoryFacts,
     RunEnd,
     ServedRequest,
@@ -17,42 +13,9 @@ from planner.domain.calibration import (
     Telemetry,
     TelemetrySeries,
 )
-from planner.domain.dtypes import ComputeDtype, KvDtype, WeightDtype
-from planner.domain.hardware import Gpu
 from planner.formulas.operators import GpuOperators
+from tests.calibrate import made_steps as made
 
-CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "max_position_embeddings": 8192,
-    "torch_dtype": "bfloat16",
-    "hidden_act": "silu",
-    "tie_word_embeddings": False,
-    "hidden_size": 512,
-    "intermediate_size": 1408,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 2,
-    "head_dim": 64,
-    "vocab_size": 32000,
-}
-SHEET = Gpu.model_validate(
-    {
-        "name": "cpu-made",
-        "vendor": "made",
-        "architecture": "CPU",
-        "compute_capability": "",
-        "memory_bytes": 2**34,
-        "memory_observed": True,
-        "memory_bandwidth_bytes_per_s": 20e9,
-        "peak_flop_per_s": {ComputeDtype.FP32: 160e9, ComputeDtype.BF16: 160e9, ComputeDtype.FP16: 160e9},
-        "nvlink_bytes_per_s": 0.0,
-        "pcie_bytes_per_s": 0.0,
-        "source": "made for a test",
-        "as_of": "2026-01-01",
-        "confidence": "low",
-    }
-)
 WHEN = "2026-01-01T00:00:00+00:00"
 SHAPES = (
     *(StepShape(decodes=batch, context_tokens=context) for batch in (1, 4, 16, 64) for context in (16, 1024)),
@@ -105,30 +68,9 @@ def made_run(**changed: object) -> CalibrationRun:
         ended_at=WHEN,
         end=RunEnd.FINISHED,
         budget_s=60.0,
-        target=CalibrationTarget(
-            model="tiny", config=CONFIG, weight_dtype=WeightDtype.BF16, kv_dtype=KvDtype.AUTO, tp=1
-        ),
-        machine=Machine(
-            device=Device.CPU,
-            gpu="cpu-made",
-            device_name="A processor",
-            cpu_name="A processor",
-            cpu_count=2,
-            platform="Linux",
-            datasheet=SHEET,
-        ),
-        engine=EngineSetup(
-            engine_version="0.32.0",
-            torch_version="2",
-            python_version="3.11",
-            max_model_len=4096,
-            max_num_seqs=64,
-            max_num_batched_tokens=2048,
-            block_size=128,
-            enforce_eager=True,
-            async_scheduling=False,
-            threads=2,
-        ),
+        target=made.target(),
+        machine=made.MACHINE,
+        engine=made.ENGINE.model_copy(update={"block_size": 128, "threads": 2}),
         memory=MemoryFacts(kv_cache_bytes=2**31, kv_cache_tokens=1_048_576, log_lines=("KV cache: 2 GiB",)),
         points=(
             *(point(shape) for shape in SHAPES),

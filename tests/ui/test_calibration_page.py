@@ -11,7 +11,9 @@ import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
-from planner.assemble.fit_runs import Known, fit_gpus
+from planner.assemble.exam_runs import examine
+from planner.assemble.fit_runs import fit_gpus
+from planner.assemble.known import known_now
 from planner.assemble.question import facts_for
 from planner.calibrate.benchmarks.complete import Given, benchmark_runs
 from planner.calibrate.benchmarks.read import read_benchmarks
@@ -19,7 +21,6 @@ from planner.calibrate.fit_steps import MeasuredSteps, fit_steps, median_error
 from planner.calibrate.store import calibration_directories, write_gpu_fit
 from planner.catalog.calibration_runs import read_run
 from planner.catalog.paths import shipped_calibration_dir
-from planner.catalog.serving import read_serving
 from planner.cli.outcomes import outcomes
 from planner.cli.run_cases import CaseReader
 from planner.cli.runs import Run
@@ -31,7 +32,8 @@ from planner.export.table import csv_cell
 from planner.formulas.gpu_fit import GpuFit
 from planner.ui import calibration_tables as tables
 from planner.ui.calibration_answers import run_answered, stored_run
-from tests.ui.made_calibration import GPU, MODEL, REPETITIONS, deployment, kept_in, made_run
+from tests.calibrate.made_gpu import GPU, REPETITIONS, deployment
+from tests.ui.made_calibration import MODEL, kept_in, made_run
 
 Page = Callable[..., AppTest]
 RESULTS = Path(__file__).parents[1] / "calibrate" / "benchmarks" / "results"
@@ -42,7 +44,8 @@ SERVE = RESULTS / "serve_closed.json"
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A calibration folder with kernel tables and nothing measured, in place of the user's and the shipped one."""
     (tmp_path / "operators").symlink_to(shipped_calibration_dir() / "operators")
-    monkeypatch.setattr("planner.ui.calibration_answers.calibration_directories", lambda: (tmp_path,))
+    for reader in ("planner.ui.calibration_answers", "planner.assemble.known"):
+        monkeypatch.setattr(f"{reader}.calibration_directories", lambda _=None: (tmp_path,))
     return tmp_path
 
 
@@ -67,8 +70,7 @@ def upload(app: AppTest, name: str, content: bytes) -> AppTest:
 
 def stored_fit(folder: Path, run: CalibrationRun) -> GpuFit:
     """What `fit runs` would store of one run."""
-    serving = read_serving(None)
-    (one,) = fit_gpus([run], Known((folder,), serving.host, serving.tuning))
+    (one,) = fit_gpus([run], known_now())
     write_gpu_fit(one.fit, folder)
     return one.fit
 
@@ -178,6 +180,21 @@ def test_a_stored_fit_is_shown_and_predicts(page: Page, folder: Path) -> None:
     assert not coefficients.loc["Experts, compute", "Identified"]
     assert coefficients.loc["Host, each step", "Unit"] == "ms"
     assert frame(app, "Measured")["Run"].tolist() == ["made"]
+
+
+@pytest.mark.parametrize("fitted", [False, True])
+def test_regions_are_held_against_what_validate_says(folder: Path, *, fitted: bool) -> None:
+    """Without a fit that is kernel tables with the stored host time, which differs from the prior of a fit."""
+    run = made_run()
+    path = kept_in(folder / "runs", run)
+    answer = run_answered(stored_run(path), stored_fit(folder, run) if fitted else None)
+    errors: dict[str, list[float]] = {}
+    for step in examine(run, known_now(), []).steps:
+        errors.setdefault(step.region, []).append(abs(step.predicted_s / step.measured_s - 1.0))
+    assert len(errors) > 2
+    assert {row.region: row.before_median_ratio for row in answer.regions} == {
+        region: pytest.approx(float(np.median(found)), rel=1e-3) for region, found in errors.items()
+    }
 
 
 def test_every_point_is_in_the_download(folder: Path) -> None:

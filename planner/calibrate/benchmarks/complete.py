@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, TypeVar
 from planner.calibrate.benchmarks.read import ReadFile
 from planner.calibrate.benchmarks.reading import LoadSaid, Reading, problem_of
 from planner.catalog.load import find_gpu
+from planner.catalog.nearest import shown
 from planner.domain.base import Frozen, InputError
 from planner.domain.benchmark import (
     BenchmarkFacts,
@@ -16,9 +17,13 @@ from planner.domain.benchmark import (
     LoadFacts,
     TokenLengths,
 )
+from planner.formulas.engine_defaults import parse_version
 
 SAME_LENGTH_RATIO = 0.01
 """A length that was told agrees with the measured mean within this."""
+LONGEST_NAME = 200
+"""Of a model: a path, or an id of the hub."""
+VLLM = "vllm"
 OFFLINE = (BenchmarkTool.VLLM_LATENCY, BenchmarkTool.VLLM_THROUGHPUT)
 Facts = TypeVar("Facts", bound=Frozen)
 
@@ -90,7 +95,22 @@ def _facts(reading: Reading, given: BenchmarkFacts) -> BenchmarkFacts:
     """Of a deployment; the user's name for the model counts, since a file has the name it was served under."""
     in_file = _known_gpu(reading.facts, reading.where)
     merged = _merged(reading.where, in_file, _known_gpu(given, "--gpu").model_copy(update={"model": ""}))
-    return merged.model_copy(update={"model": given.model or reading.model})
+    model = given.model or reading.model
+    if len(model) > LONGEST_NAME:
+        raise InputError(
+            f"{reading.where}: the model is called {shown(model)}; at most {LONGEST_NAME} letters are a name"
+        )
+    if merged.engine == VLLM:
+        _check_release(merged.engine_version, reading.where)
+    return merged.model_copy(update={"model": model})
+
+
+def _check_release(engine_version: str, where: str) -> None:
+    """Raises InputError where it is no release that can be predicted; none said is the newest."""
+    try:
+        parse_version(engine_version)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
 
 
 def _known_gpu(facts: BenchmarkFacts, where: str) -> BenchmarkFacts:

@@ -57,12 +57,25 @@ class Fields:
         """
         found = self.value(*keys)
         if found is None:
+            self._check_path(keys)
             return None
         if isinstance(found, (int, float)) and not isinstance(found, bool) and low <= found <= high:
             return float(found)
         raise InputError(
             f"{self.where}: {'.'.join(keys)} is {shown(str(found))}; a number from {low:g} to {high:g} is needed"
         )
+
+    def _check_path(self, keys: tuple[str, ...]) -> None:
+        """Raises InputError where something else stands in the place of an object that holds figures."""
+        for depth in range(1, len(keys)):
+            found = self.value(*keys[:depth])
+            if found is None:
+                return
+            if not isinstance(found, dict):
+                raise InputError(
+                    f"{self.where}: {'.'.join(keys[:depth])} is {shown(str(found))}; an object with "
+                    f"{keys[depth]} in it is needed"
+                )
 
     def needed(self, *keys: str, low: float = 0.0, high: float = 1e12) -> float:
         """The same, of a field that every such file has.

@@ -5,8 +5,9 @@ from typing import NamedTuple
 
 from planner.calibrate.measure.design import EngineLimits, Plan, candidate_shapes
 from planner.calibrate.measure.engine_process import STOP_S, EngineDied, EngineProcess
-from planner.calibrate.measure.engine_protocol import Failed, Serve, Served, Start
-from planner.calibrate.measure.session import Budget, Progress, StepSession, Tools, now
+from planner.calibrate.measure.engine_protocol import Failed, FailureKind, Serve, Served, Start, Started
+from planner.calibrate.measure.lower_memory import lowered, what_changed
+from planner.calibrate.measure.session import Budget, Progress, StepSession, Tools, check_lives, now
 from planner.calibrate.measure.telemetry import disturbances
 from planner.calibrate.step_deployment import deployment_of
 from planner.domain.calibration import (
@@ -58,13 +59,15 @@ class Calibration:
     def __init__(self, run: CalibrationRun, setting: Setting) -> None:
         self.run = run
         self._setting = setting
+        self._start = setting.start
         self._served_asynchronously = False
+        self._may_serve_asynchronously = True
 
     def measure(self) -> CalibrationRun:
         """Everything that the budget allows; the run says how it ended.
 
-        An engine that dies is started again and not asked for the point that it died at. Ctrl-C ends the run with
-        what it has.
+        An engine that dies is started again and not asked for the point that it died at; one that lacks memory to
+        start is tried once more with less. Ctrl-C ends the run with what it has.
         """
         end, reason, patience_s = RunEnd.FINISHED, "", STOP_S
         try:
@@ -80,21 +83,31 @@ class Calibration:
 
     def _everything(self) -> str:
         """Why it failed; empty where it did not."""
-        budget, deaths = self._setting.budget, 0
+        deaths = 0
         while True:
             failure = self._started()
             if failure:
                 return failure
             try:
                 self._steps(Budget(time.monotonic(), self._steps_s()))
-                self._served_asynchronously = self._starts_as_servers_do()
-                self._serving()
+                if self._ready_to_serve():
+                    self._serving()
             except EngineDied as death:
-                deaths += 1
-                if deaths == MOST_DEATHS or budget.left_s <= 0:
-                    return f"the engine died {deaths} times, the last time so: {death}"
-                continue
+                # Running out of memory lowers the grid, so that it comes to an end by itself.
+                deaths += not death.out_of_memory
+                if deaths == MOST_DEATHS:
+                    return f"the engine died {deaths} times, the last time so: {death}{self._kept_points()}"
+                if self._has_time_to_start():
+                    continue
             return self._nothing_measured()
+
+    def _kept_points(self) -> str:
+        """What a failed run holds all the same, for the end of a sentence."""
+        return f"; {len(self.run.points)} points are kept" if self.run.points else ""
+
+    def _has_time_to_start(self) -> bool:
+        start_s = self.run.engine.start_s if self.run.engine is not None else 0.0
+        return self._setting.budget.left_s > start_s
 
     def _nothing_measured(self) -> str:
         """Why there are no steps; empty where there are."""
@@ -113,22 +126,48 @@ class Calibration:
 
     def _started(self) -> str:
         """Starts the engine and keeps what it says of itself; why it did not start, else empty."""
-        setting = self._setting
-        setting.tools.show(Progress(setting.budget.spent_s, setting.budget.total_s, "starting vLLM"))
-        try:
-            answer = setting.engine.start(setting.start)
-        except EngineDied as death:
-            return str(death)
-        except OSError as error:
-            return f"the engine's log cannot be written: {error.strerror or error}"
+        answer = self._answer_to(self._start, "starting vLLM")
+        if isinstance(answer, Failed) and answer.kind is FailureKind.OUT_OF_MEMORY:
+            answer = self._started_with_less(answer)
         if isinstance(answer, Failed):
-            return answer.message
+            return answer.message + self._kept_points()
         if self.run.points and self.run.engine is not None:
             changed = changed_flags(self.run.engine, answer.engine)
             if changed:
                 return f"the points so far are of another engine ({changed}): start a run of its own"
         self._keep(engine=answer.engine, memory=answer.memory)
         return ""
+
+    def _answer_to(self, start: Start, doing: str) -> Started | Failed:
+        """What an engine says to its start; a failure also where it died of it."""
+        setting = self._setting
+        setting.tools.show(Progress(setting.budget.spent_s, setting.budget.total_s, doing))
+        try:
+            return setting.engine.start(start)
+        except EngineDied as death:
+            memory = death.out_of_memory is not False
+            kind = FailureKind.OUT_OF_MEMORY if memory else FailureKind.ENGINE
+            return Failed(kind=kind, message=f"vLLM did not start: {death}")
+        except OSError as error:
+            message = f"the engine's log cannot be written: {error.strerror or error}"
+            return Failed(kind=FailureKind.ENGINE, message=message)
+
+    def _started_with_less(self, failed: Failed) -> Started | Failed:
+        """Once more with less memory, which the run then says, and keeps for every later start.
+
+        Limits shrink only where nothing was measured under them.
+        """
+        less = lowered(self._start, failed.message, limits=not self.run.points)
+        changed = what_changed(self._start, less)
+        if not changed or self._setting.budget.left_s <= 0:
+            return failed
+        answer = self._answer_to(less, "starting vLLM with less memory")
+        if isinstance(answer, Failed):
+            message = f"{failed.message}; with {changed} it did not start either: {answer.message}"
+            return answer.model_copy(update={"message": message})
+        self._start = less
+        self._note(f"started with {changed}, since before that: {failed.message}")
+        return answer
 
     def _steps(self, budget: Budget) -> None:
         engine = self.run.engine
@@ -150,29 +189,38 @@ class Calibration:
     def _serves_asynchronously(self) -> bool:
         """Whether a server of this release would schedule a step while the last one runs: on a CPU none does."""
         engine = self.run.engine
-        on_gpu = self._setting.start.device is Device.CUDA
-        return on_gpu and engine is not None and engine_rules(engine.engine_version).async_scheduling
+        if not self._may_serve_asynchronously or self._start.device is not Device.CUDA or engine is None:
+            return False
+        return engine_rules(engine.engine_version).async_scheduling
 
-    def _starts_as_servers_do(self) -> bool:
+    def _ready_to_serve(self) -> bool:
         """Starts the engine anew with asynchronous scheduling where servers have it, since steps cannot be timed so.
 
-        False where none does, or where there is no time for it: serving runs are then made as steps were.
+        Without made-up context too, which no server has. Where no server schedules so, where there is no time for it,
+        or where the engine does not start so, serving runs are made with the engine of the steps. False where none
+        runs.
         """
         setting, engine = self._setting, self.run.engine
-        if (
-            engine is None
-            or not self._serves_asynchronously()
-            or setting.budget.left_s < 1.5 * engine.start_s
-        ):
-            return False
-        setting.tools.show(Progress(setting.budget.spent_s, setting.budget.total_s, "starting vLLM to serve"))
+        self._served_asynchronously = False
+        if engine is None or not self._serves_asynchronously():
+            return True
+        if setting.budget.left_s < 1.5 * engine.start_s:
+            self._note("not served asynchronously, as servers do: the budget left no time to start vLLM so")
+            return True
         setting.engine.close()
-        answer = setting.engine.start(setting.start.model_copy(update={"async_scheduling": True}))
-        if isinstance(answer, Failed):
-            self._keep(notes=(*self.run.notes, f"not served asynchronously, as servers do: {answer.message}"))
-            setting.engine.start(setting.start)
+        as_servers = self._start.model_copy(update={"async_scheduling": True, "made_up_context": False})
+        answer = self._answer_to(as_servers, "starting vLLM to serve")
+        if isinstance(answer, Started):
+            self._served_asynchronously = answer.engine.async_scheduling
+            return True
+        self._may_serve_asynchronously = False
+        self._note(f"not served asynchronously, as servers do: {answer.message}")
+        if not self._has_time_to_start():
             return False
-        return answer.engine.async_scheduling
+        failure = self._started()
+        if failure:
+            self._note(f"not served: {failure}")
+        return not failure
 
     def _serving(self) -> None:
         """One closed loop after the other while time is left."""
@@ -251,6 +299,7 @@ class Calibration:
             telemetry=telemetry,
         )
         self._keep(serving=(*self.run.serving, point))
+        check_lives(answer)
 
     def _limits(self) -> EngineLimits:
         engine, memory = self.run.engine, self.run.memory
@@ -277,6 +326,9 @@ class Calibration:
         if engine is not None and not self.run.serving:
             found.append("the budget left no time for a serving run")
         return tuple(dict.fromkeys(found))
+
+    def _note(self, line: str) -> None:
+        self._keep(notes=(*self.run.notes, line))
 
     def _keep(self, **changes: object) -> None:
         self.run = self.run.model_copy(update=changes)

@@ -6,18 +6,19 @@ to, or when its parent is gone.
 
 import contextlib
 import faulthandler
+import gc
 import os
 import queue
 import signal
 import sys
 import threading
 from collections.abc import Callable
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from pydantic import ValidationError
 
 from planner.calibrate.measure.engine_arguments import set_environment
-from planner.calibrate.measure.engine_failures import StartError, is_out_of_memory, reason
+from planner.calibrate.measure.engine_failures import StartError, failure_kind, is_out_of_memory, reason
 from planner.calibrate.measure.engine_protocol import (
     Answer,
     Failed,
@@ -33,7 +34,7 @@ from planner.calibrate.measure.engine_protocol import (
     read_question,
 )
 from planner.calibrate.measure.engine_serving import serve
-from planner.calibrate.measure.engine_steps import measure
+from planner.calibrate.measure.engine_steps import SteppedEngine, measure
 from planner.calibrate.measure.engine_vllm import VllmEngine
 
 BROKEN_EXIT = 3
@@ -55,22 +56,39 @@ def main() -> int:
     except StartError as refused:
         answers(Failed(kind=refused.kind, message=str(refused)))
         return 1
+    except Exception as error:
+        answers(Failed(kind=failure_kind(error), message=f"{type(error).__name__}: {reason(error)}"))
+        return 1
     answers(Started(engine=engine.setup, memory=engine.memory))
     while not isinstance(question := questions(), Stop):
-        try:
-            answer = _answer(engine, question)
-        except Exception as error:
-            kind = FailureKind.OUT_OF_MEMORY if is_out_of_memory(error) else FailureKind.ENGINE
-            answers(Failed(kind=kind, message=f"{type(error).__name__}: {reason(error)}"))
-            if not engine.recover():
-                return BROKEN_EXIT
-        else:
-            answers(answer)
+        answer = answered(engine, question)
+        answers(answer)
+        if isinstance(answer, Failed) and answer.engine_lost:
+            return BROKEN_EXIT
     engine.shut_down()
     return 0
 
 
-def _answer(engine: VllmEngine, question: Question) -> Answer:
+class Recovering(SteppedEngine, Protocol):
+    """An engine that can be set right after a failed step."""
+
+    def recover(self) -> bool:
+        """Gives memory back; whether the engine still works."""
+
+
+def answered(engine: Recovering, question: Question) -> Answer:
+    """The answer to one question; of a failure also whether the engine outlived it."""
+    try:
+        return _answer(engine, question)
+    except Exception as error:
+        kind = FailureKind.OUT_OF_MEMORY if is_out_of_memory(error) else FailureKind.ENGINE
+        failed = Failed(kind=kind, message=one_line(f"{type(error).__name__}: {reason(error)}"))
+    # Until here the exception kept the frames of the failed step, and with them what they had allocated.
+    gc.collect()
+    return failed if engine.recover() else failed.model_copy(update={"engine_lost": True})
+
+
+def _answer(engine: SteppedEngine, question: Question) -> Answer:
     match question:
         case Measure():
             return measure(engine, question)

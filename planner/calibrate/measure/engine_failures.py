@@ -4,11 +4,17 @@ from planner.calibrate.measure.engine_protocol import FailureKind, one_line
 
 _NO_ROOM = (
     "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "alloc_failed",
+    "bad_alloc",
     "no available memory for the cache",
     "kv cache is needed, which is larger than",
     "maximum number of tokens that can be stored in kv cache",
     "is less than desired",
 )
+LONGEST_CHAIN = 20
+"""Of exceptions that came from each other."""
 
 
 class StartError(Exception):
@@ -30,8 +36,25 @@ def failure_kind(error: BaseException) -> FailureKind:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether less of everything would have fitted."""
-    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _NO_ROOM)
+    """Whether less of everything would have fitted, by the exception or one that it came from."""
+    link: BaseException | None = error
+    for _ in range(LONGEST_CHAIN):
+        if link is None:
+            return False
+        if isinstance(link, MemoryError) or says_out_of_memory(str(link)):
+            return True
+        link = link.__cause__ or link.__context__
+    return False
+
+
+def says_out_of_memory(message: str) -> bool:
+    """Whether a message of vLLM, torch, CUDA or the operating system says that memory ran out.
+
+    >>> says_out_of_memory("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.")
+    True
+    """
+    lower = message.lower()
+    return any(words in lower for words in _NO_ROOM)
 
 
 def reason(error: BaseException) -> str:

@@ -1,6 +1,7 @@
 """The parent's handle on an engine process: starts it, asks it, hears of its death, and leaves nothing running."""
 
 import os
+import re
 import selectors
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from typing import Self
 from pydantic import ValidationError
 
 import planner
+from planner.calibrate.measure.engine_failures import says_out_of_memory
 from planner.calibrate.measure.engine_log import MOST_CHARS, memory_from_log, only_points, reason_in_log
 from planner.calibrate.measure.engine_protocol import (
     Answer,
@@ -41,6 +43,11 @@ READ_BYTES = 1 << 16
 class EngineDied(Exception):
     """The engine process is gone, or does not answer; one line says why."""
 
+    def __init__(self, message: str, *, out_of_memory: bool | None = False) -> None:
+        """`out_of_memory`: whether that was why; None where it may have been."""
+        super().__init__(message)
+        self.out_of_memory = out_of_memory
+
 
 class EngineProcess:
     """One engine process at a time; a context manager that leaves none behind.
@@ -57,7 +64,8 @@ class EngineProcess:
         self._environment = dict(os.environ if environment is None else environment)
         self._process: subprocess.Popen[bytes] | None = None
         self._unread = b""
-        self._log_begin = 0
+        self._log_begin = self._log_asked = 0
+        self._oom_kills: int | None = None
 
     def __enter__(self) -> Self:
         """Starts nothing yet."""
@@ -85,14 +93,16 @@ class EngineProcess:
         if isinstance(answer, Failed) and answer.kind == FailureKind.CONTEXT and start.made_up_context:
             answer = self._start(start.model_copy(update={"made_up_context": False}), timeout_s)
         if isinstance(answer, Started):
-            return answer.model_copy(update={"memory": memory_from_log(self._log(), answer.memory)})
+            return answer.model_copy(
+                update={"memory": memory_from_log(self._log(self._log_begin), answer.memory)}
+            )
         self.close()
         if isinstance(answer, Failed):
             return self._root_cause(answer)
         raise EngineDied(f"the engine process answered {answer.type} when it was to start")
 
     def ask(self, question: Measure | Serve, *, timeout_s: float) -> Answer:
-        """The answer to one question. After EngineDied, `start` may be called again.
+        """The answer to one question. After EngineDied or a failure that lost the engine, `start` may be called again.
 
         Raises:
             EngineDied: the process ended, or gave no answer within `timeout_s` and was ended.
@@ -122,6 +132,7 @@ class EngineProcess:
         self.close()
         here = str(Path(planner.__file__).parent.parent)
         path = os.pathsep.join(part for part in (here, self._environment.get("PYTHONPATH", "")) if part)
+        self._oom_kills = count_oom_kills()
         with self._log_path.open("ab") as log:
             self._log_begin = log.tell()
             self._process = subprocess.Popen(
@@ -140,15 +151,16 @@ class EngineProcess:
         if self._process is None:
             raise EngineDied("no engine process runs")
         until = time.monotonic() + timeout_s
+        self._log_asked = self._log_path.stat().st_size
         self._tell(question)
         line = self._line(until)
         if line is None:
             self.close(patience_s=0.0)
             raise EngineDied(f"the engine process gave no answer within {timeout_s:,.0f} s")
         if not line:
-            reason = self._why_dead()
+            death = self._death()
             self.close(patience_s=0.0)
-            raise EngineDied(reason)
+            raise death
         try:
             return read_answer(line)
         except ValidationError as error:
@@ -199,10 +211,12 @@ class EngineProcess:
         while self._runs() and time.monotonic() < until:
             time.sleep(POLL_S / 4)
 
-    def _why_dead(self) -> str:
+    def _death(self) -> EngineDied:
         """How the process ended, and the line of its log that says most."""
         assert self._process is not None
         self._wait(TERMINATE_S)
+        said = reason_in_log(self._log(self._log_asked))
+        out_of_memory: bool | None = says_out_of_memory(said)
         ended = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
         if ended is None:
             how = "the engine process closed its output"
@@ -212,24 +226,30 @@ class EngineProcess:
             how = f"the engine process was killed by {_signal_name(ended.si_status)}"
             if ended.si_status == signal.SIGKILL:
                 how += ", which is what the operating system does when memory runs out"
-        said = reason_in_log(self._log())
-        return f"{how}: {said}" if said else how
+                out_of_memory = out_of_memory or self._memory_ran_out()
+        return EngineDied(f"{how}: {said}" if said else how, out_of_memory=out_of_memory)
+
+    def _memory_ran_out(self) -> bool | None:
+        """True where the operating system killed a process for memory since the engine started, else None."""
+        now = count_oom_kills()
+        killed = now is not None and self._oom_kills is not None and now > self._oom_kills
+        return True if killed else None
 
     def _root_cause(self, failed: Failed) -> Failed:
         """The same failure in the words of the worker that failed first, where the engine's own only point there."""
         if not only_points(failed.message):
             return failed
-        log = self._log()
+        log = self._log(self._log_begin)
         kind = FailureKind.OUT_OF_MEMORY if read_startup_log(log).failure else failed.kind
         return Failed(kind=kind, message=reason_in_log(log) or failed.message)
 
-    def _log(self) -> str:
-        """What this engine has written so far; of a long log the beginning, where it starts, and the end."""
+    def _log(self, since: int) -> str:
+        """What the engine has written since a place in its log; of much the beginning and the end."""
         half = MOST_CHARS // 2
         with self._log_path.open("rb") as log:
-            log.seek(self._log_begin)
+            log.seek(since)
             begin = log.read(half)
-            log.seek(max(log.seek(0, os.SEEK_END) - half, self._log_begin + len(begin)))
+            log.seek(max(log.seek(0, os.SEEK_END) - half, since + len(begin)))
             return (begin + log.read()).decode(errors="replace")
 
 
@@ -238,6 +258,15 @@ def _signal_group(pid: int, number: int) -> None:
         os.killpg(pid, number)
     except (ProcessLookupError, PermissionError):
         return
+
+
+def count_oom_kills(path: Path = Path("/proc/vmstat")) -> int | None:
+    """Processes that Linux killed because memory ran out, since it started, also in a cgroup; None elsewhere."""
+    try:
+        found = re.search(r"^oom_kill (\d+)$", path.read_text(encoding="ascii"), re.MULTILINE)
+    except (OSError, UnicodeDecodeError):
+        return None
+    return int(found[1]) if found else None
 
 
 def _signal_name(number: int) -> str:

@@ -122,6 +122,8 @@ class Failed(Frozen):
     kind: FailureKind
     message: str
     """One line."""
+    engine_lost: bool = False
+    """The engine does not work any more, and its process ends."""
 
 
 class Stop(Frozen):

@@ -1,8 +1,9 @@
 """Starts vLLM in this process and steps it: the only module that imports vllm, beside the connector.
 
 Read in the releases 0.11.0 to 0.33.0: vllm/v1/engine/{llm_engine,core,core_client}.py, vllm/v1/worker/gpu_worker.py,
-vllm/v1/worker/cpu_worker.py, vllm/v1/core/sched/{scheduler,output}.py, vllm/engine/arg_utils.py. What releases name
-differently is looked up where it is used.
+vllm/v1/worker/cpu_worker.py, vllm/v1/worker/{gpu_model_runner,gpu/model_runner}.py,
+vllm/v1/executor/{uniproc_executor,multiproc_executor}.py, vllm/v1/core/sched/{scheduler,output}.py,
+vllm/engine/arg_utils.py. What releases name differently is looked up where it is used.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ import time
 from typing import Any
 
 from planner.calibrate.measure.engine_arguments import OPTIONAL_ARGUMENTS, arguments
-from planner.calibrate.measure.engine_failures import StartError, failure_kind, reason
+from planner.calibrate.measure.engine_failures import StartError, failure_kind, is_out_of_memory, reason
 from planner.calibrate.measure.engine_protocol import FailureKind, Limits, Start
 from planner.calibrate.measure.engine_steps import Label, Progress, Prompt, Step
 from planner.domain.calibration import Device, EngineSetup, MemoryFacts
@@ -53,6 +54,8 @@ class VllmEngine:
         self._delta = _delta()
         self._scheduled: Any = None
         self._live: set[str] = set()
+        self._failed = False
+        self._ranks = start.tp
         self._sent = 0
         self._watch_scheduler()
         self._random = random.Random(start.seed)
@@ -88,18 +91,28 @@ class VllmEngine:
         return name
 
     def step(self) -> Step:
-        """Runs one step, waits for the device, and reads off the scheduler what it was."""
+        """Runs one step, waits for the device, and reads off the scheduler what it was.
+
+        Under asynchronous scheduling nothing is waited for: the next step is to be scheduled while this one runs.
+        """
         self._scheduled = None
         begin = time.perf_counter()
-        outputs = self._engine.step()
-        _synchronize()
+        try:
+            outputs = self._engine.step()
+            if not self.async_scheduling:
+                _synchronize()
+        except Exception:
+            self._failed = True
+            raise
         seconds = time.perf_counter() - begin
         progress = [Progress(one.request_id, len(one.outputs[0].token_ids), one.finished) for one in outputs]
         self._live.difference_update(one.request_id for one in progress if one.finished)
         return Step(seconds, _label(self._scheduled), progress)
 
     def clear(self) -> None:
-        """Drops every request and lets the workers know of it."""
+        """Drops every request and lets the workers know of it; nothing after a failed step, until `recover`."""
+        if self._failed:
+            return
         if self._live:
             self._engine.abort_request(list(self._live))
             self._live.clear()
@@ -110,9 +123,16 @@ class VllmEngine:
         _synchronize()
 
     def recover(self) -> bool:
-        """Gives memory back after a failed step; whether the engine still works."""
+        """Gives memory back after a failed step; whether the engine still works.
+
+        An exception leaves scheduler and model runner of one process as they are between steps. Of several ranks one
+        may have failed while the others wait for it in a collective, which nothing ends.
+        """
         import torch
 
+        if self._ranks > 1:
+            return False
+        self._failed = False
         try:
             self.clear()
             if torch.cuda.is_initialized():
@@ -163,8 +183,12 @@ class VllmEngine:
         if self.async_scheduling:
             return True
         tokens = min(PROBE_TOKENS, self.limits.max_model_len - 1)
-        self.submit(Prompt(tokens, 1, tokens - 1))
-        return self.step().label == Label({(1, tokens - 1): 1})
+        try:
+            self.submit(Prompt(tokens, 1, tokens - 1))
+            return self.step().label == Label({(1, tokens - 1): 1})
+        except Exception as error:
+            kind = FailureKind.OUT_OF_MEMORY if is_out_of_memory(error) else FailureKind.CONTEXT
+            raise StartError(kind, reason(error)) from error
 
     def _setup(self, start: Start, version: str, seconds: float) -> EngineSetup:
         import torch

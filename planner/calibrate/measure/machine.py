@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from hashlib import sha256
 from typing import Any, NamedTuple
 
+from planner.calibrate.measure import cuda_driver
 from planner.calibrate.measure import nvml as ask
 from planner.calibrate.measure.cpu_load import (
     cpu_name,
@@ -27,6 +28,8 @@ CORES_PER_CHANNEL = 8
 CHANNEL_BYTES_PER_S = 20.0 * GB_BYTES
 PCIE_LANE_BYTES_PER_S = 2.0 * GB_BYTES
 """Generation 3, both directions together; each later generation doubles it."""
+GUESSED_PCIE_BYTES_PER_S = 2 * 16 * PCIE_LANE_BYTES_PER_S
+"""Generation 4, sixteen lanes, where the driver does not tell."""
 NVLINK_BYTES_PER_S = 50.0 * GB_BYTES
 """One link, both directions together, NVLink 2 to 4; NVLink 5 (compute capability 10) has twice that."""
 
@@ -59,7 +62,7 @@ GEFORCE_RATIO = 0.5
 
 
 class Silicon(NamedTuple):
-    """What NVML tells of a card's chip; 0 where it does not."""
+    """What the driver tells of a card's chip; 0 where it does not."""
 
     compute_capability: str
     cuda_cores: int
@@ -80,23 +83,27 @@ class Described(NamedTuple):
 
 
 def describe(
-    device: Device, gpu_indices: Sequence[int] = (0,), *, device_name: str = "", nvml: Any = None
+    device: Device,
+    gpu_indices: Sequence[int] = (0,),
+    *,
+    nvml: Any = None,
+    cuda_library: str = cuda_driver.LIBRARY,
 ) -> Described:
-    """This machine, as far as it can be asked.
+    """This machine, as far as it can be asked: through NVML, and where that is missing CUDA's driver.
 
-    `device_name`: what the engine calls the GPU, for where there is no NVML. `nvml` takes the place of pynvml.
-    Raises InputError where the GPUs are of several kinds, where there is no such GPU, and where nothing
-    tells which GPU it is.
+    `nvml` and `cuda_library` take the place of pynvml and of that driver. Raises InputError where the GPUs are of
+    several kinds, where there is no such GPU, and where nothing tells which GPU it is.
     """
     if device is Device.CPU:
         return _describe_cpu()
     try:
         opened = ask.open_nvml(gpu_indices, nvml=nvml)
     except ask.NvmlMissing as error:
-        if not device_name:
-            raise InputError(f"cannot tell which GPU this is: {error}") from None
-        machine = _host(Device.CUDA, canonical_name(device_name), device_name)
-        return Described(machine, None, (f"driver, memory and limits of the GPU cannot be read: {error}",))
+        try:
+            cards = cuda_driver.cuda_cards(gpu_indices, library=cuda_library)
+        except cuda_driver.CudaMissing as other:
+            raise InputError(f"cannot tell which GPU this is: {error}, and {other}") from None
+        return _describe_without_nvml(cards, str(error))
     try:
         return _describe_gpus(opened)
     finally:
@@ -139,8 +146,8 @@ def nominal_gpu(machine: Machine, silicon: Silicon | None = None, *, as_of: str)
         return _nominal_cpu(machine, as_of)
     if silicon is None or not all(silicon[:5]) or not machine.device_memory_bytes:
         raise InputError(
-            f"{machine.device_name} is not in data/gpus.csv, and NVML does not tell its compute capability, cores, "
-            "clocks, bus and memory: add a row for it"
+            f"{machine.device_name} is not in data/gpus.csv, and its driver does not tell its compute capability, "
+            "cores, clocks, bus and memory: add a row for it"
         )
     return _nominal_nvidia(machine, silicon, as_of)
 
@@ -155,12 +162,46 @@ def _describe_cpu() -> Described:
     )
 
 
+def _check_one_kind(labels: Sequence[str], names: Sequence[str]) -> None:
+    if len(set(names)) > 1:
+        kinds = ", ".join(f"{label} is {name}" for label, name in zip(labels, names, strict=True))
+        raise InputError(f"the GPUs of one engine must be of one kind: {kinds}")
+
+
+def _describe_without_nvml(cards: Sequence[cuda_driver.CudaCard], why: str) -> Described:
+    """Name, memory and clocks as CUDA has them; what only NVML tells is missing."""
+    names = [card.name for card in cards]
+    _check_one_kind([f"GPU {index}" for index in range(len(cards))], names)
+    first = cards[0]
+    sliced = "MIG" in first.name
+    machine = _host(
+        Device.CUDA, slug(first.name) if sliced else canonical_name(first.name), first.name
+    ).model_copy(
+        update={
+            "device_uuid_hash": tuple(hashed(card.uuid) for card in cards),
+            "device_memory_bytes": min(card.memory_bytes for card in cards),
+            "mig_enabled": sliced,
+            "ecc_enabled": all(card.ecc_enabled for card in cards),
+        }
+    )
+    kind = _architecture(first.compute_capability)
+    silicon = Silicon(
+        compute_capability=first.compute_capability,
+        cuda_cores=first.sm_count * kind.cores if kind is not None else 0,
+        max_sm_clock_mhz=first.max_sm_clock_mhz,
+        max_memory_clock_mhz=first.max_memory_clock_mhz,
+        memory_bus_bits=first.memory_bus_bits,
+        pcie_bytes_per_s=0.0,
+        nvlinks=0,
+    )
+    lines = (f"driver version, power limit, MIG mode and links between GPUs cannot be read: {why}",)
+    return Described(machine, silicon, lines)
+
+
 def _describe_gpus(opened: ask.Nvml) -> Described:
     cards = opened.cards
     names = [str(card.ask(ask.NAME) or "") for card in cards]
-    if len(set(names)) > 1:
-        kinds = ", ".join(f"{card.label} is {name}" for card, name in zip(cards, names, strict=True))
-        raise InputError(f"the GPUs of one engine must be of one kind: {kinds}")
+    _check_one_kind([card.label for card in cards], names)
     split = [bool(mode[0]) for card in cards if (mode := card.ask(ask.MIG_MODE, needed=False))]
     ecc = [bool(mode[0]) for card in cards if (mode := card.ask(ask.ECC_MODE, needed=False))]
     limits_mw = [value for card in cards if (value := card.ask(ask.POWER_LIMIT)) is not None]
@@ -217,10 +258,9 @@ def _host(device: Device, gpu: str, device_name: str) -> Machine:
 
 def _nominal_nvidia(machine: Machine, silicon: Silicon, as_of: str) -> Gpu:
     version = _version(silicon.compute_capability)
-    older = [known for known in ARCHITECTURES if _version(known) <= version]
-    if not older:
+    kind = _architecture(silicon.compute_capability)
+    if kind is None:
         raise InputError(f"{machine.device_name} has no tensor cores (compute capability below 7.0)")
-    kind = ARCHITECTURES[older[-1]]
     clock_hz = silicon.max_sm_clock_mhz * 1e6
     sm_count = max(1, silicon.cuda_cores // kind.cores)
     slower = GEFORCE_RATIO if "GeForce" in machine.device_name else 1.0
@@ -237,15 +277,22 @@ def _nominal_nvidia(machine: Machine, silicon: Silicon, as_of: str) -> Gpu:
         memory_bandwidth_bytes_per_s=2 * silicon.max_memory_clock_mhz * 1e6 * silicon.memory_bus_bits / 8,
         peak_flop_per_s=_rates(silicon.compute_capability, fp16, 2 * silicon.cuda_cores * clock_hz),
         nvlink_bytes_per_s=silicon.nvlinks * NVLINK_BYTES_PER_S * nvlink_factor,
-        pcie_bytes_per_s=silicon.pcie_bytes_per_s,
+        pcie_bytes_per_s=silicon.pcie_bytes_per_s or GUESSED_PCIE_BYTES_PER_S,
         power_w=machine.power_limit_w or None,
         sm_count=sm_count,
         vllm_backend="cuda",
-        source="worked out from NVML's clocks, cores and bus width",
+        source="worked out from the driver's clocks, cores and bus width",
         as_of=as_of,
         confidence=Confidence.LOW,
         notes="not a datasheet: highest clocks times the architecture's rates",
     )
+
+
+def _architecture(capability: str) -> Architecture | None:
+    """Its row, or that of the compute capability before it; None below 7.0 and where it is not known."""
+    version = _version(capability) if capability else (0, 0)
+    older = [kind for known, kind in ARCHITECTURES.items() if _version(known) <= version]
+    return older[-1] if older else None
 
 
 def _rates(capability: str, fp16: float, fp32: float) -> dict[ComputeDtype, float]:

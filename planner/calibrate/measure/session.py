@@ -7,12 +7,15 @@ from random import Random
 from typing import NamedTuple, Protocol
 
 from planner.calibrate.measure.design import (
+    FIRST_ASK_S,
     EngineLimits,
     Forecast,
     Plan,
     candidate_shapes,
     forecast,
     next_shapes,
+    opening_shapes,
+    target_shapes,
 )
 from planner.calibrate.measure.engine_process import EngineDied
 from planner.calibrate.measure.engine_protocol import Answer, Failed, FailureKind, Measure, Measured, Serve
@@ -20,6 +23,7 @@ from planner.calibrate.measure.probe import Probe
 from planner.calibrate.measure.telemetry import disturbances
 from planner.calibrate.step_unknowns import StepDeployment
 from planner.domain.calibration import CalibrationRun, StepPoint, StepShape
+from planner.formulas.arrays import FloatArray
 
 BATCH = 6
 """Shapes chosen at a time, between two fits."""
@@ -30,8 +34,6 @@ DRIFT_EVERY = 3
 """Batches, after which the first shape is measured again: what changed meanwhile is the machine."""
 MOST_POINT_SHARE = 0.25
 """Of what is left of the budget that one shape may take."""
-FIRST_ASK_S = 0.05
-"""Overhead of a question until it is known."""
 WIDE_SPREAD_RATIO = 0.25
 """Repetitions that differ more than this are called disturbed, whatever the sensors say."""
 
@@ -93,9 +95,11 @@ class StepSession:
         self._plan = plan
         self._random = Random(f"{run.run_id} {len(run.points)}")
         self._ask_s: list[float] = []
+        self._unknowns: FloatArray | None = None
+        """Of the last forecast."""
 
     def measure(self, engine: Asked, limits: EngineLimits, budget: Budget) -> None:
-        """Batches of the most telling shapes, until none fits what is left.
+        """An opening, then batches of the most telling shapes, until none fits what is left.
 
         Raises:
             EngineDied: with the point in flight recorded as failed.
@@ -119,19 +123,25 @@ class StepSession:
 
     def expected(self, shapes: Sequence[StepShape]) -> Forecast:
         """What steps will take, by what was measured so far."""
-        return forecast(self._deployment, self.run.measured, shapes)
+        return self._forecast(shapes, ())
+
+    def _forecast(self, shapes: Sequence[StepShape], target: Sequence[StepShape]) -> Forecast:
+        found = forecast(self._deployment, self.run.measured, shapes, target=target, start=self._unknowns)
+        self._unknowns = found.unknowns
+        return found
 
     def _batches(self, limits: EngineLimits, budget: Budget) -> Iterator[list[StepShape]]:
-        candidates = candidate_shapes(limits)
+        candidates, target = candidate_shapes(limits), target_shapes(limits)
+        if not self.run.points:
+            yield opening_shapes(candidates)
         while budget.left_s > 0:
             open_shapes = self._open(candidates)
             if not open_shapes:
                 return
             overhead_s = sorted(self._ask_s)[len(self._ask_s) // 2] if self._ask_s else FIRST_ASK_S
             plan = self._plan._replace(overhead_s=overhead_s)
-            batch = next_shapes(
-                open_shapes, self.expected(open_shapes), plan, count=BATCH, most_s=budget.left_s
-            )
+            expected = self._forecast(open_shapes, target)
+            batch = next_shapes(open_shapes, expected, plan, count=BATCH, most_s=budget.left_s)
             if not batch:
                 return
             yield batch
@@ -165,23 +175,20 @@ class StepSession:
         try:
             answer = engine.ask(question, timeout_s=10.0 * most_s + 60.0)
         except EngineDied as death:
-            self._keep(
-                StepPoint(
-                    shape=shape,
-                    measured_at=now(),
-                    attempt=attempt,
-                    failed=f"{FailureKind.ENGINE.value}: {death}",
-                )
-            )
+            kind = FailureKind.OUT_OF_MEMORY if death.out_of_memory else FailureKind.ENGINE
+            failed = f"{kind.value}: {death}"
+            self._keep(StepPoint(shape=shape, measured_at=now(), attempt=attempt, failed=failed))
             raise
         telemetry = self._tools.probe.since(mark)
         if not isinstance(answer, Measured):
             failed = (
                 f"{answer.kind.value}: {answer.message}" if isinstance(answer, Failed) else "no times came"
             )
-            return self._keep(
+            point = self._keep(
                 StepPoint(shape=shape, measured_at=now(), attempt=attempt, failed=failed, telemetry=telemetry)
             )
+            check_lives(answer)
+            return point
         timed_s = sum(answer.times_s) + sum(answer.warmup_s)
         self._ask_s.append(max(time.monotonic() - began_s - timed_s, 0.0))
         baseline = [
@@ -207,6 +214,12 @@ class StepSession:
         self.run = self.run.model_copy(update={"points": (*self.run.points, point)})
         self._tools.save(self.run)
         return point
+
+
+def check_lives(answer: Answer) -> None:
+    """Raises EngineDied where the answer is a failure that the engine did not outlive."""
+    if isinstance(answer, Failed) and answer.engine_lost:
+        raise EngineDied(answer.message, out_of_memory=answer.kind is FailureKind.OUT_OF_MEMORY)
 
 
 def _at_least(shape: StepShape, other: StepShape) -> bool:

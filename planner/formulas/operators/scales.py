@@ -113,6 +113,7 @@ def _moe(fit: MoeFit, scales: KernelScales) -> MoeFit:
                 "constant_s": one.constant_s * scales.launch,
                 "per_width_s": one.per_width_s * scales.launch,
                 "activation_efficiency": one.activation_efficiency / scales.elementwise,
+                "token_passes": one.token_passes * scales.elementwise,
             }
         )
 

@@ -68,6 +68,20 @@ def test_file_and_user_must_not_contradict_each_other(
     assert words in str(caught.value)
 
 
+def test_a_release_is_asked_of_vllm_alone() -> None:
+    with pytest.raises(InputError, match="is not a vLLM version such as"):
+        one(OPEN, L4.model_copy(update={"engine_version": "main"}))
+    assert one(OPEN, L4.model_copy(update={"engine_version": "v0.11"})).facts.engine_version == "v0.11"
+    with pytest.raises(InputError, match="--engine says sglang"):
+        one(OPEN, L4.model_copy(update={"engine": "sglang", "engine_version": "main"}))
+
+
+def test_a_name_of_a_model_has_an_end() -> None:
+    with pytest.raises(InputError, match=r"the model is called x+\.\.\.; at most 200 letters") as caught:
+        one(OPEN, L4.model_copy(update={"model": "x" * 100_000}))
+    assert len(str(caught.value)) < 400
+
+
 def test_agreement_is_none_and_a_gpu_has_many_names() -> None:
     run = one(CLOSED, BenchmarkFacts(gpu="h100", tp=1), LoadFacts(input_tokens=64, concurrency=4))
     assert run == one(CLOSED)

@@ -95,9 +95,14 @@ def _negative(report: dict[str, Any]) -> None:
     report["benchmarks"][0]["metrics"]["time_to_first_token_ms"]["successful"]["mean"] = -3
 
 
+def _flat(report: dict[str, Any]) -> None:
+    report["benchmarks"][0]["metrics"]["time_to_first_token_ms"] = "fast"
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
+        (_flat, "metrics.time_to_first_token_ms is fast; an object with successful in it is needed"),
         (_without_streams, "strategy.streams is missing"),
         (_replayed, 'strategy "trace" is no single load'),
         (_unanswered, "no request was answered"),

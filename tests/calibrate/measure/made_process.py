@@ -50,11 +50,20 @@ class MadeProcess:
     setup: EngineSetup = ENGINE
     refuses: Callable[[StepShape], Failed | None] = lambda shape: None
     dies_at: Callable[[Measure | Serve], bool] = lambda question: False
+    death: Callable[[], EngineDied] = lambda: EngineDied(
+        "the engine process was killed by signal 9 (SIGKILL)"
+    )
     start_failure: Failed | None = None
+    start_failures: list[Failed | EngineDied | None] = field(default_factory=list)
+    """Of one start after the other; none after the last."""
+    loses_engine: bool = False
+    """Whether what `refuses` says ends the engine."""
+    started_with: list[Start] = field(default_factory=list)
     interrupt_after: int = 10**9
     asked: list[Measure | Serve] = field(default_factory=list)
     starts: int = 0
     runs: bool = False
+    asynchronous: bool = False
 
     @property
     def shapes(self) -> list[StepShape]:
@@ -65,10 +74,27 @@ class MadeProcess:
         """Takes START_S."""
         self.clock.now_s += START_S
         self.starts += 1
-        if self.start_failure is not None:
-            return self.start_failure
+        self.started_with.append(start)
+        failure = self.start_failures.pop(0) if self.start_failures else self.start_failure
+        if isinstance(failure, EngineDied):
+            raise failure
+        if failure is not None:
+            return failure
         self.runs = True
-        return Started(engine=self.setup.model_copy(update={"start_s": START_S + self.starts}), memory=MEMORY)
+        self.asynchronous = start.async_scheduling
+        return Started(
+            engine=self.setup.model_copy(
+                update={
+                    "start_s": START_S + self.starts,
+                    "async_scheduling": start.async_scheduling,
+                    "max_num_seqs": min(self.setup.max_num_seqs, start.max_num_seqs),
+                    "max_num_batched_tokens": min(
+                        self.setup.max_num_batched_tokens, start.max_num_batched_tokens
+                    ),
+                }
+            ),
+            memory=MEMORY,
+        )
 
     def ask(self, question: Measure | Serve, *, timeout_s: float) -> Answer:
         """By an engine whose steps take `linear_s`."""
@@ -80,7 +106,7 @@ class MadeProcess:
         if self.dies_at(question):
             self.runs = False
             self.clock.now_s += 1.0
-            raise EngineDied("the engine process was killed by signal 9 (SIGKILL)")
+            raise self.death()
         engine = MadeEngine(
             limits=Limits(
                 max_model_len=self.setup.max_model_len,
@@ -90,11 +116,15 @@ class MadeProcess:
                 kv_blocks=(MEMORY.kv_cache_tokens or 0) // self.setup.block_size,
             ),
             step_s=linear_s,
+            async_scheduling=self.asynchronous,
         )
         self.clock.now_s += ASK_S
         answer: Answer
         if isinstance(question, Measure):
             answer = self.refuses(question.shape) or measure(engine, question, engine.clock)
+            if self.loses_engine and isinstance(answer, Failed):
+                self.runs = False
+                answer = answer.model_copy(update={"engine_lost": True})
         else:
             answer = serve(engine, question, engine.clock)
         self.clock.now_s += engine.now_s

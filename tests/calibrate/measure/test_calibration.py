@@ -9,7 +9,7 @@ import pytest
 from planner.calibrate.measure import calibration, session
 from planner.calibrate.measure.calibration import MOST_DEATHS, Calibration, Setting, changed_flags
 from planner.calibrate.measure.design import Plan
-from planner.calibrate.measure.engine_process import EngineProcess
+from planner.calibrate.measure.engine_process import EngineDied, EngineProcess
 from planner.calibrate.measure.engine_protocol import Failed, FailureKind, Measure, Serve, Start
 from planner.calibrate.measure.probe import Probe
 from planner.calibrate.measure.session import Budget, Tools
@@ -53,11 +53,12 @@ class World:
         run: CalibrationRun = EMPTY,
         *,
         budget_s: float = 30.0,
+        device: Device = Device.CPU,
         save: Callable[[CalibrationRun], None] | None = None,
     ) -> CalibrationRun:
         setting = Setting(
             engine=cast(EngineProcess, self.process),
-            start=START,
+            start=START.model_copy(update={"device": device}),
             operators=operators_before(MACHINE, ()),
             plan=Plan(repetitions=3, warmups=1, overhead_s=0.02),
             budget=Budget(self.clock.now_s, budget_s),
@@ -197,6 +198,119 @@ def test_a_death_while_serving_is_recorded_and_the_next_load_runs(world: World) 
         (16, True),
     ]
     assert "SIGKILL" in run.serving[0].failed
+
+
+NO_MEMORY = Failed(kind=FailureKind.OUT_OF_MEMORY, message="CUDA out of memory. Tried to allocate 2 GiB.")
+KILLED = "the engine process was killed by signal 9 (SIGKILL)"
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_points_that_the_engine_does_not_outlive_lower_the_grid_and_are_no_deaths(
+    world: World, monkeypatch: pytest.MonkeyPatch, killed: bool
+) -> None:
+    monkeypatch.setattr(calibration, "MOST_DEATHS", 1)
+    if killed:
+        world.process.death = lambda: EngineDied(KILLED, out_of_memory=True)
+        world.process.dies_at = lambda asked: (
+            isinstance(asked, Measure) and out_of_memory(asked.shape) is not None
+        )
+    else:
+        world.process.refuses = out_of_memory
+        world.process.loses_engine = True
+    run = world.measure(budget_s=45.0)
+    assert (run.end, run.end_reason) == (RunEnd.FINISHED, "")
+    failed = [point for point in run.points if point.failed]
+    assert len(failed) >= 2
+    # Only shapes that need too much, each as what it was; none that came after.
+    assert {point.failed for point in failed} == {
+        f"out_of_memory: {KILLED if killed else 'CUDA out of memory'}"
+    }
+    assert all(out_of_memory(point.shape) for point in failed)
+    assert len({point.shape for point in failed}) == len(failed)
+    # Each loss is a start of its own.
+    assert world.process.starts == len(failed) + 1
+    assert run.measured
+
+
+def test_an_engine_that_dies_with_no_time_left_is_no_failure(world: World) -> None:
+    world.process.dies_at = lambda asked: len(world.process.asked) == 20
+    run = world.measure(budget_s=12.0 + START_S)
+    assert run.end is RunEnd.FINISHED
+    assert world.process.starts == 1
+    assert sum(bool(point.failed) for point in run.points) == 1
+
+
+@pytest.mark.parametrize("failure", [NO_MEMORY, EngineDied(KILLED, out_of_memory=None)])
+def test_a_start_without_memory_is_tried_once_more_with_less(
+    world: World, failure: Failed | EngineDied
+) -> None:
+    world.process.start_failures = [failure]
+    run = world.measure(device=Device.CUDA, budget_s=35.0)
+    assert run.end is RunEnd.FINISHED
+    first, second = world.process.started_with[:2]
+    assert second.gpu_memory_utilization < first.gpu_memory_utilization
+    assert second.max_num_seqs == first.max_num_seqs // 2
+    assert run.engine is not None
+    assert run.engine.max_num_seqs == second.max_num_seqs
+    assert all(point.shape.prompts + point.shape.decodes <= second.max_num_seqs for point in run.points)
+    (note,) = [line for line in run.notes if line.startswith("started with ")]
+    assert f"max_num_seqs {second.max_num_seqs}" in note
+    assert ("CUDA out of memory" if failure is NO_MEMORY else "SIGKILL") in note
+    # Later starts, to serve, ask for no more.
+    assert {one.max_num_seqs for one in world.process.started_with[1:]} == {second.max_num_seqs}
+
+
+def test_a_second_start_without_memory_ends_in_one_line(world: World) -> None:
+    world.process.start_failures = [NO_MEMORY, EngineDied(KILLED, out_of_memory=True)]
+    run = world.measure()
+    assert run.end is RunEnd.FAILED
+    assert world.process.starts == 2
+    assert run.end_reason.startswith("CUDA out of memory. Tried to allocate 2 GiB.; with ")
+    assert run.end_reason.endswith(f"it did not start either: vLLM did not start: {KILLED}")
+    assert world.kept[-1] == run
+
+
+def test_a_start_that_crashes_is_not_tried_again(world: World) -> None:
+    world.process.start_failures = [EngineDied("the engine process was killed by signal 11 (SIGSEGV)")]
+    run = world.measure()
+    assert run.end is RunEnd.FAILED
+    assert world.process.starts == 1
+    assert run.end_reason == "vLLM did not start: the engine process was killed by signal 11 (SIGSEGV)"
+
+
+def test_an_engine_that_does_not_start_again_says_what_is_kept(world: World) -> None:
+    world.process.dies_at = lambda asked: len(world.process.asked) == 7
+    world.process.start_failures = [None, NO_MEMORY, NO_MEMORY]
+    run = world.measure(device=Device.CUDA, budget_s=40.0)
+    assert run.end is RunEnd.FAILED
+    assert run.end_reason.endswith("; 7 points are kept")
+    assert len(run.points) == 7
+    # Under other limits the points would be of another engine.
+    assert world.process.started_with[2].max_num_seqs == START.max_num_seqs
+
+
+def test_servers_schedule_asynchronously_and_without_made_up_context(world: World) -> None:
+    run = world.measure(device=Device.CUDA, budget_s=35.0)
+    assert run.end is RunEnd.FINISHED
+    steps, serves = world.process.started_with
+    assert (steps.async_scheduling, steps.made_up_context) == (False, True)
+    assert (serves.async_scheduling, serves.made_up_context) == (True, False)
+    assert run.engine is not None
+    assert not run.engine.async_scheduling
+    assert run.serving
+    assert all(point.requests and point.async_scheduling for point in run.serving)
+
+
+def test_an_engine_that_does_not_start_as_servers_do_serves_as_steps_were_made(world: World) -> None:
+    world.process.start_failures = [None, EngineDied("the engine process ended with exit code 1")]
+    run = world.measure(device=Device.CUDA, budget_s=40.0)
+    assert run.end is RunEnd.FINISHED
+    assert [one.async_scheduling for one in world.process.started_with] == [False, True, False]
+    assert run.serving
+    assert all(point.requests and not point.async_scheduling for point in run.serving)
+    assert any(
+        line.startswith("not served asynchronously, as servers do: vLLM did not") for line in run.notes
+    )
 
 
 def test_an_engine_that_does_not_start_is_said(world: World) -> None:

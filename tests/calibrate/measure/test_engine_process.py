@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from planner.calibrate.measure import engine_process
 from planner.calibrate.measure.engine_process import EngineDied, EngineProcess
 from planner.calibrate.measure.engine_protocol import (
     Failed,
@@ -111,6 +112,61 @@ def test_a_death_is_heard_and_another_engine_may_be_started(tmp_path: Path, deat
             assert time.monotonic() - begin < 10
             with pytest.raises(EngineDied, match="no engine process runs"):
                 engine.ask(ASKED, timeout_s=20)
+
+
+@pytest.mark.parametrize(
+    ("death", "out_of_memory"),
+    [
+        ("os._exit(3)", False),
+        ("os.kill(os.getpid(), 11)", False),
+        ("raise RuntimeError('CUDA out of memory. Tried to allocate 2.00 GiB')", True),
+    ],
+)
+def test_a_death_for_lack_of_memory_is_told_from_others(
+    tmp_path: Path, death: str, out_of_memory: bool
+) -> None:
+    with process(tmp_path, f"sys.stdin.readline()\n{death}") as engine:
+        with pytest.raises(EngineDied) as died:
+            engine.start(START, timeout_s=20)
+        assert died.value.out_of_memory is out_of_memory
+
+
+@pytest.mark.parametrize(("after", "out_of_memory"), [(7, None), (8, True)])
+def test_a_kill_is_one_for_memory_where_the_system_counts_one_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int, out_of_memory: bool | None
+) -> None:
+    counts = iter([7, after])
+    monkeypatch.setattr(engine_process, "count_oom_kills", lambda: next(counts))
+    with process(tmp_path, "sys.stdin.readline()\nos.kill(os.getpid(), 9)") as engine:
+        with pytest.raises(EngineDied) as died:
+            engine.start(START, timeout_s=20)
+        assert died.value.out_of_memory is out_of_memory
+
+
+def test_kills_for_memory_are_counted_where_linux_tells(tmp_path: Path) -> None:
+    table = tmp_path / "vmstat"
+    table.write_text("pgfault 12\noom_kill 3\ndrop_pagecache 0\n", encoding="ascii")
+    assert engine_process.count_oom_kills(table) == 3
+    table.write_text("pgfault 12\n", encoding="ascii")
+    assert engine_process.count_oom_kills(table) is None
+    assert engine_process.count_oom_kills(tmp_path / "absent") is None
+
+
+def test_an_error_that_was_outlived_is_not_blamed_for_a_death(tmp_path: Path) -> None:
+    body = """
+sys.stdin.readline(); print(started, end="", flush=True); sys.stdin.readline()
+print("RuntimeError: CUDA out of memory", file=sys.stderr, flush=True)
+print('{"type": "failed", "kind": "out_of_memory", "message": "CUDA out of memory"}', flush=True)
+sys.stdin.readline(); os._exit(3)
+"""
+    with process(tmp_path, body) as engine:
+        engine.start(START, timeout_s=20)
+        answer = engine.ask(ASKED, timeout_s=20)
+        assert answer == Failed(kind=FailureKind.OUT_OF_MEMORY, message="CUDA out of memory")
+        with pytest.raises(EngineDied) as died:
+            engine.ask(ASKED, timeout_s=20)
+    assert str(died.value) == "the engine process ended with exit code 3"
+    assert died.value.out_of_memory is False
 
 
 def test_a_death_is_heard_though_a_worker_holds_the_pipe_and_the_worker_goes_too(tmp_path: Path) -> None:

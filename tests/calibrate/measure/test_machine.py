@@ -1,5 +1,7 @@
 """What is said of a machine, and the rough datasheet of a device that the catalog does not have."""
 
+import shutil
+import subprocess
 import sys
 from hashlib import sha256
 
@@ -11,9 +13,45 @@ from planner.domain.base import InputError
 from planner.domain.calibration import Device
 from planner.domain.dtypes import ComputeDtype
 from planner.domain.hardware import Confidence
-from tests.calibrate.measure.stand_in_nvml import FUNCTION_NOT_FOUND, NOT_SUPPORTED, NVMLError, StandInNvml
+from tests.calibrate.measure.stand_in_nvml import (
+    DRIVER_NOT_LOADED,
+    FUNCTION_NOT_FOUND,
+    NOT_SUPPORTED,
+    NVMLError,
+    StandInNvml,
+)
 
 TODAY = "2026-11-23"
+DRIVER_SOURCE = """
+#include <stddef.h>
+#include <string.h>
+typedef int CUresult; typedef int CUdevice; typedef struct { char bytes[16]; } CUuuid;
+CUresult cuInit(unsigned int flags) { return flags; }
+CUresult cuDeviceGetCount(int *count) { *count = 2; return 0; }
+CUresult cuDeviceGet(CUdevice *device, int ordinal) { *device = ordinal + 40; return ordinal > 1 ? 101 : 0; }
+CUresult cuDeviceGetName(char *name, int length, CUdevice device) {
+    strncpy(name, device == 40 ? "NVIDIA L4" : "NVIDIA A10", length);
+    return 0;
+}
+CUresult cuDeviceTotalMem_v2(size_t *bytes, CUdevice device) { *bytes = 23609475072UL; return device < 40; }
+CUresult cuDeviceGetUuid(CUuuid *uuid, CUdevice device) {
+    for (int i = 0; i < 16; i++) uuid->bytes[i] = i + 16 * (device - 40);
+    return 0;
+}
+CUresult cuDeviceGetAttribute(int *value, int attribute, CUdevice device) {
+    if (device < 40) return 101;
+    switch (attribute) {
+        case 13: *value = 2040000; return 0;   /* CU_DEVICE_ATTRIBUTE_CLOCK_RATE */
+        case 16: *value = 58; return 0;        /* CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT */
+        case 32: *value = 1; return 0;         /* CU_DEVICE_ATTRIBUTE_ECC_ENABLED */
+        case 36: *value = 6251000; return 0;   /* CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE */
+        case 37: *value = 192; return 0;       /* CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH */
+        case 75: *value = 8; return 0;         /* CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR */
+        case 76: *value = 9; return 0;         /* CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR */
+    }
+    return 1;
+}
+"""
 
 
 def test_a_gpu_of_the_catalog_has_its_name_there() -> None:
@@ -53,14 +91,65 @@ def test_a_slice_is_not_taken_for_the_card() -> None:
     assert machine.gpu == "NVIDIA-H100-80GB-HBM3-MIG"
 
 
-def test_without_nvml_the_engine_says_which_gpu_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def cuda_library(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A driver library with two cards, of the signatures that cuda.h gives."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("SKIPPED LOUDLY: no C compiler to make a driver library of")
+    folder = tmp_path_factory.mktemp("cuda")
+    (folder / "driver.c").write_text(DRIVER_SOURCE, encoding="utf-8")
+    library = folder / "libcuda.so"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, folder / "driver.c"], check=True)
+    return str(library)
+
+
+def test_without_nvml_cudas_driver_says_which_gpu_it_is(
+    monkeypatch: pytest.MonkeyPatch, cuda_library: str
+) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    machine, silicon, (line,) = describe(Device.CUDA, device_name="NVIDIA L4")
-    assert machine.gpu == "L4"
-    assert silicon is None
+    machine, silicon, (line,) = describe(Device.CUDA, (0,), cuda_library=cuda_library)
+    assert (machine.gpu, machine.device_name) == ("L4", "NVIDIA L4")
+    assert machine.device_memory_bytes == 23_609_475_072
+    # As NVML writes the UUID of bytes 0 to 15.
+    assert machine.device_uuid_hash == (sha256(b"GPU-00010203-0405-0607-0809-0a0b0c0d0e0f").hexdigest()[:16],)
+    assert machine.ecc_enabled is True
+    assert machine.power_limit_w is None
+    assert machine.driver_version == ""
+    assert "power limit" in line
     assert "pynvml is not installed" in line
-    with pytest.raises(InputError, match="cannot tell which GPU"):
-        describe(Device.CUDA)
+    # 58 multiprocessors of 128 lanes at 2.04 GHz; 2 x 6.251 GHz x 192 bit = 300 GB/s.
+    gpu, known = nominal_gpu(machine, silicon, as_of=TODAY), find_gpu("L4")
+    assert gpu.sm_count == known.sm_count == 58
+    assert gpu.memory_bandwidth_bytes_per_s == pytest.approx(known.memory_bandwidth_bytes_per_s, rel=0.01)
+    assert gpu.peak_flop_per_s[ComputeDtype.BF16] == pytest.approx(
+        known.peak_flop_per_s[ComputeDtype.BF16], rel=0.1
+    )
+
+
+def test_nvml_that_does_not_start_is_no_end(cuda_library: str) -> None:
+    nvml = StandInNvml(nvmlInit=NVMLError(DRIVER_NOT_LOADED))
+    described = describe(Device.CUDA, (0,), nvml=nvml, cuda_library=cuda_library)
+    assert described.machine.gpu == "L4"
+    assert "NVML does not start: Driver Not Loaded" in described.missing[0]
+
+
+@pytest.mark.parametrize(
+    ("indices", "words"),
+    [((0, 1), "GPU 0 is NVIDIA L4, GPU 1 is NVIDIA A10"), ((7,), "there is no GPU 7: CUDA sees 2")],
+)
+def test_without_nvml_gpus_are_checked_alike(
+    monkeypatch: pytest.MonkeyPatch, cuda_library: str, indices: tuple[int, ...], words: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    with pytest.raises(InputError, match=words):
+        describe(Device.CUDA, indices, cuda_library=cuda_library)
+
+
+def test_without_nvml_and_driver_nothing_tells_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    with pytest.raises(InputError, match=r"cannot tell which GPU.*pynvml is not installed.*CUDA's driver"):
+        describe(Device.CUDA, cuda_library="libno-such-driver.so.1")
 
 
 def test_a_card_that_tells_little() -> None:

@@ -9,10 +9,20 @@ from planner.calibrate.measure.design import EngineLimits, Plan
 from planner.calibrate.measure.engine_protocol import Start
 from planner.calibrate.measure.probe import Probe
 from planner.calibrate.measure.session import BATCH, DRIFT_EVERY, Budget, StepSession, Tools
-from planner.domain.calibration import CalibrationRun
+from planner.domain.calibration import CalibrationRun, Device
+from planner.domain.dtypes import WeightDtype
 from tests.calibrate.made_steps import ENGINE, MACHINE, MEMORY, deployment, target
 from tests.calibrate.measure.made_process import START_S, Clock, MadeProbe, MadeProcess
 
+START = Start(
+    config_dir="nowhere",
+    stored_dtype=WeightDtype.BF16,
+    weight_dtype=WeightDtype.BF16,
+    device=Device.CPU,
+    max_model_len=ENGINE.max_model_len,
+    max_num_seqs=ENGINE.max_num_seqs,
+    max_num_batched_tokens=ENGINE.max_num_batched_tokens,
+)
 LIMITS = EngineLimits(ENGINE.max_model_len, ENGINE.max_num_seqs, 2048, MEMORY.kv_cache_tokens or 0, 16)
 RUN = CalibrationRun(
     run_id="made",
@@ -35,7 +45,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def measured(clock: Clock, budget_s: float, run: CalibrationRun = RUN) -> CalibrationRun:
     process = MadeProcess(clock)
-    process.start(cast(Start, None))
+    process.start(START)
     tools = Tools(cast(Probe, MadeProbe(clock)), lambda kept: None, lambda progress: None)
     one = StepSession(run, deployment(), tools, Plan(repetitions=3, warmups=1, overhead_s=0.02))
     one.measure(process, LIMITS, Budget(clock.now_s, budget_s))

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from planner.catalog.atomic import atomic_text, check_outputs, check_writable, write_text, write_texts
 from planner.domain.base import InputError
-from planner.export.atomic import atomic_text, check_outputs, check_writable, write_text, write_texts
 
 
 def test_a_file_is_replaced_whole_and_keeps_its_rights(tmp_path: Path) -> None:
