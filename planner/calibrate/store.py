@@ -1,7 +1,7 @@
 """Coefficients on disk: written whole or not at all, read before the shipped ones, checked as they are read."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
@@ -172,8 +172,11 @@ def gpu_fit(gpu: str, directories: Sequence[Path]) -> GpuFit | None:
     return None if path is None else _gpu_fit(path)
 
 
-def gpu_fits(directories: Sequence[Path]) -> tuple[GpuFit, ...]:
-    """Every GPU's, each from the first directory that has it. Raises InputError as `gpu_fit` does."""
+def gpu_fits(directories: Sequence[Path], *, without: Collection[str] = ()) -> tuple[GpuFit, ...]:
+    """Every GPU's, each from the first directory that has it, but for those named `without`.
+
+    Raises InputError as `gpu_fit` does.
+    """
     found: dict[str, GpuFit] = {}
     for directory in directories:
         try:
@@ -181,6 +184,8 @@ def gpu_fits(directories: Sequence[Path]) -> tuple[GpuFit, ...]:
         except OSError as error:
             raise InputError(f"{directory} cannot be read: {error.strerror or error}") from None
         for path in paths:
+            if path.stem in without:
+                continue
             fit = _gpu_fit(path)
             found.setdefault(fit.gpu.name, fit)
     return tuple(found.values())

@@ -23,7 +23,7 @@ def check_writable(path: Path) -> None:
         if not folder.is_dir():
             raise InputError(f"cannot write {path}: there is no folder {folder}")
         if not os.access(path if path.exists() else folder, os.W_OK):
-            raise InputError(f"cannot write {path}: permission denied")
+            raise InputError(f"cannot write {path}: permission denied, or its disk is read-only")
     except OSError as error:
         raise InputError(f"cannot write {str(path)[:200]}: {error.strerror or error}") from None
 

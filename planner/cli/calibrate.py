@@ -172,7 +172,7 @@ def calibrate(
         show_grids(targets, wanted, operators, share_s, as_json=as_json)
         return
     _check_installed()
-    folder = _runs_folder(out)
+    folder = _runs_folder(out, begin=not resume)
     with _stopped_politely():
         if resume:
             jobs = _resumed(targets, folder, here, share_s, seed)
@@ -249,14 +249,16 @@ def _check_installed() -> None:
         )
 
 
-def _runs_folder(out: Path | None) -> Path:
-    """Where runs go; made where it is not there."""
+def _runs_folder(out: Path | None, *, begin: bool) -> Path:
+    """Where runs go; made where it is not there and runs `begin`."""
     folder = out
     if folder is None:
         base = default_calibration_dir()
         if base is None:
             raise InputError("--out: name a folder; there is no home directory to keep runs in")
         folder = base / RUNS_FOLDER
+    if not begin:
+        return folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,5 +1,6 @@
 """`fit runs`: what a folder of calibrations says of each device, and what that changes in predictions."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -7,7 +8,7 @@ from planner.assemble.fit_runs import Change, FittedGpu, fit_gpus
 from planner.assemble.known import known_now
 from planner.assemble.served import MeasuredRun
 from planner.calibrate.benchmarks.reading import problem_of
-from planner.calibrate.store import GPU_FITS_FOLDER, write_gpu_fit
+from planner.calibrate.store import GPU_FITS_FOLDER, calibration_directories, gpu_fit, write_gpu_fit
 from planner.catalog.atomic import check_outputs
 from planner.catalog.calibration_runs import read_run, run_paths
 from planner.cli.measured_runs import measured_serving_runs
@@ -32,9 +33,9 @@ def fit_folder(folder: Path, calibration_dir: Path, *, csv: Path | None, as_json
     if not paths:
         raise InputError(f"{folder}: no run of `calibrate` (run-*.json)")
     check_outputs(csv, inputs=paths)
-    known = known_now(calibration_dir)
     runs, benchmarks = [read_run(path) for path in paths], imported_runs(folder)
     measured = {run.machine.gpu for run in runs}
+    known = known_now(calibration_dir, without=_damaged(measured, calibration_dir))
     unused = sum(one.case.gpu.name not in measured for one in benchmarks)
     if unused:
         note(
@@ -61,6 +62,18 @@ def fit_folder(folder: Path, calibration_dir: Path, *, csv: Path | None, as_json
         _show(one)
 
 
+def _damaged(names: Iterable[str], calibration_dir: Path) -> list[str]:
+    """GPUs whose stored fit cannot be read; the one that is made now takes its place."""
+    damaged = []
+    for name in sorted(names):
+        try:
+            gpu_fit(name, calibration_directories(calibration_dir))
+        except InputError as error:
+            note(f"left aside, to be replaced: {error}")
+            damaged.append(name)
+    return damaged
+
+
 def imported_runs(folder: Path) -> list[MeasuredRun]:
     """Benchmarks that `calibrate import` left in a folder and that measured TTFT and TPOT of one load.
 
@@ -76,7 +89,10 @@ def imported_runs(folder: Path) -> list[MeasuredRun]:
         write_csv(table, RUNS_COLUMNS, [[row[column] for column in RUNS_COLUMNS] for row in rows])
         found, others = measured_serving_runs(table)
     if others:
-        note(f"{others} of {len(rows)} imported benchmarks have no TTFT and TPOT of one load: not used")
+        note(
+            f"{others} of {len(rows)} imported benchmarks are not used: they have no TTFT and TPOT of one load, or do "
+            "not name a known model, GPU and vLLM release"
+        )
     return found
 
 

@@ -36,6 +36,8 @@ BATCHED_TOKENS = (2048, 4096, 8192, 16384)
 GPU_MEMORY_UTILIZATION = (0.90, 0.92, 0.95)
 MAX_NUM_SEQS = (8, 16, 32, 64, 128, 256, 512, 1024)
 RUNNING_POINTS = 26
+PROMISED = (0.95,)
+"""Percentiles that a promise is about."""
 LEAST_RUNNING = 0.05
 NEARLY_AS_GOOD = 0.99
 CROWD_DEVIATIONS = 3.0
@@ -207,7 +209,7 @@ class _Carried(NamedTuple):
 def _carried(table: StepTable, load: Load, slo: Slo, least: FloatArray, most: FloatArray) -> _Carried:
     """The promise along a row of loads from `least` to `most` mean running requests [R, 1]."""
     running = least * (most / least) ** np.linspace(0.0, 1.0, RUNNING_POINTS)
-    state = open_loop(table, load, running)
+    state = open_loop(table, load, running, quantiles=PROMISED)
     strain, rates = _strain(state, slo), state.requests_per_s
     rows = np.arange(rates.shape[0])
     broken = strain > 1.0

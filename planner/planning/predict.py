@@ -58,6 +58,8 @@ class Prediction(NamedTuple):
     refusal: Refusal | None = None
     rough_kernels: bool = False
     """Much of the model's time is in the kernels that are least sure."""
+    gpu: str = ""
+    """Its name; empty where memory was not placed."""
 
 
 class Sized(NamedTuple):
@@ -95,7 +97,13 @@ def memory_alone(sized: Sized) -> Prediction:
     if placed is None:
         return Prediction(sized.budget, refusal=sized.refusal)
     rough = has_rough_kernels(placed.model)
-    return Prediction(sized.budget, basis=placed.basis, refusal=sized.refusal, rough_kernels=rough)
+    return Prediction(
+        sized.budget,
+        basis=placed.basis,
+        refusal=sized.refusal,
+        rough_kernels=rough,
+        gpu=placed.operators.gpu.name,
+    )
 
 
 def default_interconnect(gpu: Gpu) -> Interconnect:

@@ -156,7 +156,8 @@ def _judge(
     capability, placed = verdict.capability, verdict.placed
     simulated = verdict.method is CapacityMethod.SIMULATE
     rough = has_rough_kernels(placed.model)
-    band = facts.accuracy.band(placed.basis, simulated=simulated, rough_kernels=rough)
+    gpu = placed.operators.gpu.name
+    band = facts.accuracy.band(placed.basis, gpu=gpu, simulated=simulated, rough_kernels=rough)
     ranges = None if band is None else _ranges(band, verdict)
     replica_rate = capability.requests_per_s
     peak = (question.workload.requests_per_s or 0.0) * question.reserve.peak_ratio

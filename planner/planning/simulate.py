@@ -99,7 +99,7 @@ def simulated_by(sizer: Sizer, case: Case, traffic: Traffic, slo: Slo) -> Simula
         notes.append("the time that engine and front end spend outside the GPU is not counted")
     notes += compiler_notes()
     rough = has_rough_kernels(sized.placed.model)
-    band = sizer.facts.accuracy.band(sized.placed.basis, rough_kernels=rough)
+    band = sizer.facts.accuracy.band(sized.placed.basis, gpu=case.gpu.name, rough_kernels=rough)
     ranges = None if band is None else band.ranges(ttft_s=measures.ttft.mean_s, tpot_s=measures.tpot.mean_s)
     return Simulation(sized, requests, measures, ranges, tuple(notes))
 

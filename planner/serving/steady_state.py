@@ -4,17 +4,18 @@ A request stays for its own prompt, for the steps of its answer, and for the pro
 what these cost follows from `planner.serving.mean_step`, how many pass from Little's law. All functions work on
 arrays of any common shape, one element a (layout, settings, load), so thousands of candidates cost one pass.
 
-It screens; the simulated scheduler decides. What it takes for granted:
+It screens; the simulated scheduler decides. What it takes for granted, beside what `planner.serving.flow` and
+`planner.serving.first_token` do:
 
-* a request sees as many others as are in service on average (n), and c more where their variance is n + c n;
-* prompts that come during one step share the next, their number Poisson, its spread two points;
-* prompts that do not fit into a step wait as for one of as many servers as fit, requests for a slot as in GI/G/c
-  (Allen-Cunneen with Sakasegawa's waiting probability, `W = P_w (ca^2 + cs^2) / 2 * S / (c (1 - rho))`,
-  `P_w = rho^(sqrt(2 (c+1)) - 1)`, Sakasegawa 1977, Ann. Inst. Stat. Math. 29), with an exponential tail;
-* gaps more variable than Poisson's come in bursts of (ca^2 + 1) / 2 requests, whose prompts go one after another;
-  the front end, which takes one prompt at a time, evens them out;
-* percentiles follow from three cumulants (Cornish-Fisher), those of TPOT from neighbours that come and go and from
-  prompts that are met, of which each brings more by lengthening the stay;
+* a request sees as many others as are in service on average (n), c more where gaps are more variable than Poisson's
+  and the variance of their number is n + c n, fewer where gaps are less so and few are in service;
+* the number in service swings the less, the more stays differ (peakedness, Eckberg 1983);
+* the time per token is the settled one and, shared out over the answer, what those cost who came during one's own
+  prompt: short answers bear them alone;
+* with all slots taken each of the others is met once, so that no request meets more;
+* percentiles of TPOT follow from three cumulants (Cornish-Fisher), from neighbours that come and go and from prompts
+  that are met, of which each brings more by lengthening the stay;
+* a request that ended under asynchronous scheduling holds its slot for one more step: that is left out;
 * recomputation after preemption is not modelled: sequences beyond the KV cache queue.
 """
 
@@ -26,36 +27,25 @@ import numpy as np
 from planner.domain.plan import Latency
 from planner.formulas.arrays import FloatArray
 from planner.formulas.step import StepTable
-from planner.serving.flow import Crowd, Flow, flow_of
+from planner.serving.first_token import Pass, behind_front, first_token
+from planner.serving.flow import MOST_STRETCHED, Crowd, Flow, flow_of
 from planner.serving.mean_step import Load, MeanStep, mean_step, padded, padded_on_average
 from planner.serving.waiting import (
     FEW,
-    MAX_UTILIZATION,
+    QUANTILES,
+    Z_SCORES,
+    Latencies,
     Spread,
-    Wait,
     few_quantile,
-    normal_quantile,
-    queue_wait,
+    latencies,
 )
 
-Z_SCORES = {0.5: 0.0, 0.95: 1.6449, 0.99: 2.3263}
-QUANTILES = (0.5, 0.95, 0.99)
-MOST_STRETCHED = 0.9
 SETTLING = 1.36
 """Stays in which a deviation of n dies out, so chosen that equal stays leave 2/3 of its variance."""
 HALVINGS = 22
 """Of the logarithm of the running requests: they are found within 1e-5 of themselves."""
 FULLEST = 0.95
 """Mean running requests stay below this share of what fits."""
-
-
-class Latencies(NamedTuple):
-    """A figure's mean and percentiles [s], arrays of the load's shape."""
-
-    mean_s: FloatArray
-    p50_s: FloatArray
-    p95_s: FloatArray
-    p99_s: FloatArray
 
 
 class ServingState(NamedTuple):
@@ -89,23 +79,17 @@ def _prompt_time_ratio(flow: Flow) -> FloatArray:
     return np.asarray(prompts / np.maximum(prompts + flow.decode_time_ratio, 1e-12), dtype=np.float64)
 
 
-def _front_wait(load: Load, requests_per_s: FloatArray, variability: FloatArray) -> Wait:
-    """Waiting for the front end, which passes one request after the other."""
-    return queue_wait(requests_per_s * load.front_s, np.ones_like(requests_per_s), load.front_s, variability)
-
-
-def _behind_front(load: Load, rate: FloatArray) -> FloatArray:
-    """Squared variability of arrivals once they have passed the front end, which spaces them (Marshall 1968)."""
-    utilization = np.minimum(rate * load.front_s, 1.0)
-    return np.asarray(load.arrival_cv**2 * (1.0 - utilization**2), dtype=np.float64)
-
-
 def _open_crowd(load: Load, running: FloatArray) -> Crowd:
     """Whom a request meets where `running` are in service on average: as many, and more where arrivals are bursty.
 
-    A number whose variance is c times its mean n is seen from within as n + c (one of them the observer).
+    A number whose variance is c times its mean n is seen from within as n + c (one of them the observer). Where gaps
+    are evener than Poisson's, arrivals after one's own come to m(x) = x - b (1 - exp(-x / b)) within x mean gaps,
+    b = (1 - ca^2) / 2: who is there is averaged over the stay.
     """
-    return Crowd(running, running + (load.arrival_cv**2 - 1.0) * running / (running + 1.0))
+    more = np.maximum(load.arrival_cv**2 - 1.0, 0.0) * running / (running + 1.0)
+    fewer = np.clip((1.0 - load.arrival_cv**2) / 2.0, 1e-6, None)
+    alone = 2.0 * fewer * (1.0 + fewer / running * np.expm1(-running / fewer))
+    return Crowd(running, running + more - np.where(load.arrival_cv < 1.0, alone, 0.0))
 
 
 def _dealt(load: Load, pipeline: FloatArray) -> Load:
@@ -113,8 +97,12 @@ def _dealt(load: Load, pipeline: FloatArray) -> Load:
     return load._replace(arrival_cv=load.arrival_cv / np.sqrt(pipeline))
 
 
-def open_loop(table: StepTable, load: Load, running: FloatArray) -> ServingState:
+def open_loop(
+    table: StepTable, load: Load, running: FloatArray, *, quantiles: Sequence[float] = QUANTILES
+) -> ServingState:
     """The replica while `running` sequences are in service on average, under arrivals that do not wait for it.
+
+    Percentiles that are not asked for are NaN: each takes time.
 
     The request rate that keeps it there is part of the answer (Little's law); it rises with `running`, so a rate
     is turned into `running` by bisection (`running_at_rate`).
@@ -124,94 +112,19 @@ def open_loop(table: StepTable, load: Load, running: FloatArray) -> ServingState
     steps = mean_step(table, load)
     crowd = running / pipeline
     now = flow_of(load, steps, _open_crowd(load, crowd))
-    ttft = _open_ttft(load, now, running, pipeline)
-    tpot = _open_tpot(load, steps, now, crowd, load.running_limit / pipeline)
+    ttft = first_token(Pass(table, load, steps, now, crowd, pipeline), quantiles)
+    tpot = _open_tpot(load, steps, now, crowd, load.running_limit / pipeline, quantiles)
     return _state(load, now, running=running, pipeline=pipeline, ttft=ttft, tpot=tpot)
 
 
-def _open_ttft(load: Load, now: Flow, running: FloatArray, pipeline: FloatArray) -> Latencies:
-    """Who comes waits for the step that runs, with asynchronous scheduling for the next as well, and shares its own
-    with those who come meanwhile; then there are the front end, full steps, bursts and slots to wait for.
-    """
-    rate = now.requests_per_s
-    arrivals_squared = _behind_front(load, rate)
-    served = rate * now.stay_s
-    queued = queue_wait(
-        rate * now.packed_prompt_s,
-        np.maximum(now.prompts_a_step, 1.0),
-        np.maximum(now.packed_prompt_s, now.full_step_s),
-        arrivals_squared / 2.0,
-    )
-    filled = np.clip(rate * now.packed_prompt_s, 0.0, MAX_UTILIZATION) ** np.maximum(now.prompts_a_step, 1.0)
-    queued = queued.thinned(np.where(load.output_tokens > 1.0, filled, 1.0))
-    burst = np.maximum((load.arrival_cv**2 + 1.0) / 2.0, 1.0)
-    behind_burst = Wait(1.0 - 1.0 / burst, (burst - 1.0) * np.maximum(now.packed_prompt_s, load.front_s))
-    for_slot = queue_wait(
-        served * pipeline / load.running_limit,
-        load.running_limit,
-        now.stay_s,
-        (arrivals_squared + load.length_cv_squared) / 2.0,
-    )
-    waits = (queued, behind_burst, _front_wait(load, rate, load.arrival_cv**2 / 2.0))
-    waiting_s = sum((wait.mean_s for wait in waits), for_slot.mean_s)
-    users = (served + rate * waiting_s) * pipeline
-    busy = -np.expm1(-running / pipeline)
-    for wait in waits:
-        busy = np.maximum(busy, wait.probability)
-    met = _passing(load, now)
-    for wait in waits:
-        met = met.plus(Wait(wait.probability / busy, wait.mean_s / busy))
-    own = Spread(
-        np.zeros_like(met.mean_s), load.length_cv_squared * now.prompt_s**2, np.zeros_like(met.mean_s)
-    )
-    outside_s = load.front_s + load.reply_s + load.reply_per_user_s * users + now.own_s
-
-    def at(quantile: float) -> FloatArray:
-        level = 1.0 - np.minimum((1.0 - quantile) / busy, 1.0)
-        found_busy_s = np.maximum((met + own).quantile_s(normal_quantile(level)), 0.0)
-        passing_s = np.maximum(own.quantile_s(Z_SCORES[quantile]), np.where(level > 0.0, found_busy_s, 0.0))
-        return np.asarray(outside_s + passing_s + for_slot.quantile_s(quantile), dtype=np.float64)
-
-    mean_s = outside_s + busy * met.mean_s + for_slot.mean_s
-    return _ordered(mean_s, [at(quantile) for quantile in QUANTILES])
-
-
-def _ordered(mean_s: FloatArray, quantiles_s: Sequence[FloatArray]) -> Latencies:
-    """Percentiles that never fall; the mean may lie above one of them where a few wait long."""
-    p50_s, p95_s, p99_s = quantiles_s
-    p95_s = np.maximum(p50_s, p95_s)
-    return Latencies(mean_s, p50_s, p95_s, np.maximum(p95_s, p99_s))
-
-
-def _passing(load: Load, now: Flow) -> Spread:
-    """From reaching a busy engine to the step of one's own prompt, and what others add to that.
-
-    A step lasts S = d + e K for the K prompts that came during the one before, Poisson but for the bursts, so that a
-    long step makes the next ones long unless they are full. Who comes sees the rest R of a step that is long because
-    it is seen, E[R^j] = E[S^(j+1)] / ((j + 1) E[S]), and is joined by those who come during all of it.
-    """
-    decode_s, prompt_s = now.decode_s, now.prompt_s
-    coming = np.minimum(now.requests_per_s * now.tpot_s, now.prompts_a_step)
-    lengths_squared = load.length_cv_squared
-    growing = np.maximum(1.0 - 1.0 / np.maximum(now.prompts_a_step, 1.0), 0.0)
-    kept = np.minimum(now.requests_per_s * prompt_s, MOST_STRETCHED) * growing
-    variance = (load.arrival_cv**2 + lengths_squared) * coming * prompt_s**2 / (1.0 - kept**2)
-    third = load.arrival_cv**4 * coming * prompt_s**3 / (1.0 - kept**3)
-    one = np.maximum(decode_s + coming * prompt_s, 1e-12)
-    two = one**2 + variance
-    three = one**3 + 3.0 * one * variance + third
-    four = one**4 + 6.0 * one**2 * variance + 4.0 * one * third + 3.0 * variance**2
-    seen_s = two / one
-    rest, rest_two, rest_three = seen_s / 2.0, three / (3.0 * one), four / (4.0 * one)
-    ahead = load.async_scheduling
-    joining = np.minimum(now.requests_per_s * seen_s, np.maximum(now.prompts_a_step - 1.0, 0.0))
-    mean_s = rest + ahead * one + joining * prompt_s
-    spread = rest_two - rest**2 + ahead * variance + joining * prompt_s**2
-    skewed = rest_three - 3.0 * rest_two * rest + 2.0 * rest**3 + ahead * third + joining * prompt_s**3
-    return Spread(mean_s, spread, skewed)
-
-
-def _open_tpot(load: Load, steps: MeanStep, now: Flow, crowd: FloatArray, limit: FloatArray) -> Latencies:
+def _open_tpot(
+    load: Load,
+    steps: MeanStep,
+    now: Flow,
+    crowd: FloatArray,
+    limit: FloatArray,
+    quantiles: Sequence[float],
+) -> Latencies:
     """Time per token, and how it differs between requests for the neighbours and the prompts that each one meets.
 
     A neighbour makes every step d' longer for as long as it stays, a prompt makes one step e longer; who comes
@@ -221,7 +134,7 @@ def _open_tpot(load: Load, steps: MeanStep, now: Flow, crowd: FloatArray, limit:
     """
     gaps = np.maximum(load.output_tokens - 1.0, 1.0)
     rate, tpot_s = now.requests_per_s, now.tpot_s
-    arrivals_squared = _behind_front(load, rate)
+    arrivals_squared = behind_front(load, rate)
     crowd = np.minimum(crowd, rate * now.stay_s)
     more = 1.0 + np.sqrt(arrivals_squared * crowd)
     size = padded_on_average(now.decoding + more, load.captured_tokens)
@@ -233,23 +146,32 @@ def _open_tpot(load: Load, steps: MeanStep, now: Flow, crowd: FloatArray, limit:
     elasticity = np.minimum(crowd * gaps * neighbour_s / now.stay_s, MOST_STRETCHED)
     turnover = SETTLING * (1.0 - elasticity)
     kept = 2.0 * (turnover + np.expm1(-turnover)) / turnover**2
-    swing = stretch * np.sqrt(arrivals_squared * crowd * kept / (1.0 - elasticity))
+    peaked = 1.0 + (arrivals_squared - 1.0) / (1.0 + load.length_cv_squared)
+    swing = stretch * np.sqrt(peaked * crowd * kept / (1.0 - elasticity))
     swing = np.minimum(swing, np.maximum(limit - crowd, 0.0) / Z_SCORES[0.95])
+    settled_s = np.minimum(now.decode_s * stretch, tpot_s)
+    tpot_s = settled_s + (tpot_s - settled_s) * gaps * load.mean_inverse_gaps
     bursts = (arrivals_squared + load.length_cv_squared) * gaps * load.mean_inverse_gaps
     prompt_s, lone_s = prompt_s / gaps, now.prompt_s / gaps
     variance = (swing * neighbour_s) ** 2 + bursts * now.met * prompt_s * (prompt_s + neighbour_s)
     spread = Spread(tpot_s, variance, arrivals_squared * bursts * now.met * prompt_s**3)
 
+    others = np.maximum(limit - 1.0, 0.0)
+    full = flow_of(load, steps, Crowd(limit, others, fixed=True))
+    scattered = full.met * full.prompt_s / gaps
+    scattered = scattered * np.sqrt(
+        load.length_cv_squared * gaps * load.mean_inverse_gaps / np.maximum(limit, 1.0)
+    )
+
     def at(quantile: float) -> FloatArray:
         few_s = tpot_s + (few_quantile(now.met, utilization, quantile) - now.met) * lone_s
         few_s = few_s + Z_SCORES[quantile] * swing * neighbour_s
         many_s = spread.quantile_s(Z_SCORES[quantile])
-        return np.asarray(
-            np.minimum(np.where(now.met < FEW, few_s, many_s), now.full_step_s), dtype=np.float64
-        )
+        most_s = np.minimum(now.full_step_s, full.tpot_s + Z_SCORES[quantile] * scattered)
+        return np.asarray(np.minimum(np.where(now.met < FEW, few_s, many_s), most_s), dtype=np.float64)
 
     answered = load.output_tokens > 1.0
-    return _ordered(tpot_s, [np.where(answered, at(quantile), 0.0) for quantile in QUANTILES])
+    return latencies(tpot_s, {each: np.where(answered, at(each), 0.0) for each in quantiles})
 
 
 def _state(

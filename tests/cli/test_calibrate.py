@@ -47,6 +47,20 @@ def test_a_bad_budget_is_refused(cli: Cli, budget: str) -> None:
     assert "from 20s to 24h" in cli(*TINY, f"--budget={budget}").error
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--seed", 10**20), "--seed: one from 0 to 1,000,000,000"),
+        (("--threads", 10**6), "--threads: a whole number from 0 to 4,096"),
+        (("--weight-dtype", "int4"), "--weight-dtype int4: vLLM cannot make int4 weights"),
+    ],
+)
+def test_what_no_engine_takes_is_refused_before_one_starts(
+    cli: Cli, flags: tuple[str, object], said: str
+) -> None:
+    assert said in cli(*TINY, *flags, "--dry-run").error
+
+
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed here")
 def test_without_an_engine_it_says_what_to_install(cli: Cli, tmp_path: Path) -> None:
     result = cli(*TINY, "--budget", "20s", "--out", tmp_path)

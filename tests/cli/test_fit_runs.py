@@ -64,6 +64,19 @@ def test_a_second_fit_replaces_the_first(cli: Cli, runs: Path, tmp_path: Path) -
     assert [change["after_ms"] for change in second["changes"]] == pytest.approx(after, rel=1e-6)
 
 
+def test_a_damaged_fit_is_replaced(cli: Cli, runs: Path, tmp_path: Path) -> None:
+    """As every other verb says it must be."""
+    mine = tmp_path / "mine"
+    stored = mine / "gpus" / "made-cpu.json"
+    assert cli("fit", "runs", runs, "--calibration-dir", mine).code == 0
+    whole = stored.read_bytes()
+    stored.write_bytes(whole[: len(whole) // 2])
+    result = cli("fit", "runs", runs, "--calibration-dir", mine)
+    assert result.code == 0, result.err
+    assert "to be replaced" in result.err
+    assert stored.read_bytes() == whole
+
+
 SERVED = ("--concurrency", 8, "--input-tokens", 512, "--output-tokens", 64, "--no-async-scheduling")
 
 

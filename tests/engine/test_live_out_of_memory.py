@@ -1,4 +1,4 @@
-"""A live vLLM (CPU) that runs out of memory: in a step it is told as such and goes on, in its start it is tried anew."""
+"""A live vLLM (CPU) without memory: in a step it says so and goes on, in its start it is tried once more."""
 
 import json
 import os

@@ -37,12 +37,18 @@ class _Request:
 
 
 def simulate(
-    engine: Engine, requests: int, *, rate_per_s: float = 0.0, users: int = 0, seed: int = 1
+    engine: Engine,
+    requests: int,
+    *,
+    rate_per_s: float = 0.0,
+    gap_cv: float = 1.0,
+    users: int = 0,
+    seed: int = 1,
 ) -> Seen:
-    """Poisson arrivals at `rate_per_s`, or `users` who ask again when answered; the first tenth is not counted."""
-    gaps = (
-        np.random.default_rng(seed).exponential(1.0 / rate_per_s, requests) if rate_per_s else np.zeros(users)
-    )
+    """Arrivals at `rate_per_s` with gamma distributed gaps, or `users` who ask again when answered; the first tenth
+    is not counted."""
+    shape, random = 1.0 / gap_cv**2, np.random.default_rng(seed)
+    gaps = random.gamma(shape, 1.0 / (shape * rate_per_s), requests) if rate_per_s else np.zeros(users)
     arrivals = list(np.cumsum(gaps))
     waiting: list[_Request] = []
     running: list[_Request] = []

@@ -19,8 +19,8 @@ from planner.serving.scheduler_types import (
     empty_outcome,
 )
 from planner.serving.simulation import Replica, simulate, tpot_s, ttft_s
+from tests.serving.made_loads import pool_of
 from tests.serving.reference_scheduler import Setting, times_of
-from tests.serving.test_scheduler import pool_of
 
 BUDGET = 4096
 SETTING = Setting(fixed_s=0.010, per_token_s=0.00005)

@@ -1,16 +1,16 @@
 """The steady state against theory: exact limits, Little's law, queueing formulas, monotonicity."""
 
-import math
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner.formulas.step import GRID_TOKENS, SCOPES, UNLIMITED_TOKENS, StepTable
+from planner.formulas.layer_time import UNLIMITED_TOKENS
+from planner.formulas.step import GRID_TOKENS, SCOPES, StepTable
+from planner.serving.flow import Crowd, flow_of
 from planner.serving.mean_step import Load, mean_step, padded, padded_on_average
 from planner.serving.steady_state import closed_loop, open_loop, running_at_rate
-from planner.serving.waiting import few_quantile, normal_quantile, queue_wait
+from tests.serving.continuous_batching import Engine, simulate
 
 FIXED_S = 0.010
 PER_TOKEN_S = 1e-5
@@ -92,6 +92,107 @@ def test_one_token_answers_are_an_m_d_1_queue(utilization: float) -> None:
     assert state.prompt_time_ratio[0] == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("utilization", [0.5, 0.8])
+def test_prompts_of_unequal_length_queue_longer(utilization: float) -> None:
+    """Pollaczek-Khinchine for lengths uniform in [0.05 L, L]: (1 + 0.27) / 2 rho / (1 - rho) services."""
+    steps = table(fixed_s=1e-4)
+    mill = load(input_tokens=8192.0, output_tokens=1.0, batched_tokens=2048.0, length_low_ratio=0.05)
+    service_s = 4 * 1e-4 + 8192 * PER_TOKEN_S
+    state = open_loop(steps, mill, running_at_rate(steps, mill, np.array([utilization / service_s])))
+    wait_s = (1 + (0.95 / 1.05) ** 2 / 3) / 2 * utilization / (1 - utilization) * service_s
+    assert state.ttft.mean_s[0] == pytest.approx(service_s + wait_s, rel=0.06)
+
+
+def test_a_prompt_beyond_the_step_takes_another_one() -> None:
+    """4,500 tokens in steps of 4,096: the 404 that are left pay a step's fixed time once more."""
+    state = open_loop(table(), load(input_tokens=4500.0, batched_tokens=4096.0), np.array([1e-3]))
+    assert state.ttft.p50_s[0] == pytest.approx(2 * FIXED_S + 4500 * PER_TOKEN_S, rel=0.005)
+
+
+def test_an_idle_replica_takes_as_long_as_prompts_are_long() -> None:
+    """Lengths uniform in [48, 952]: half are below 500, 95 of 100 below 907."""
+    state = open_loop(table(fixed_s=1e-3), load(length_low_ratio=0.05), np.array([1e-3]))
+    assert state.ttft.p50_s[0] == pytest.approx(1e-3 + 500 * PER_TOKEN_S, rel=0.005)
+    assert state.ttft.p95_s[0] == pytest.approx(1e-3 + 907 * PER_TOKEN_S, rel=0.01)
+
+
+def test_delays_of_fewer_than_one_in_twenty_show_in_the_p99_alone() -> None:
+    """Prompts of 80 ms take 3 % of the time: p95 is a prompt alone and the rest of a decoding step of 10 ms."""
+    alone_s = FIXED_S + 8000 * PER_TOKEN_S
+    settings = load(input_tokens=8000.0, output_tokens=400.0, batched_tokens=16384.0)
+    state = open_loop(table(), settings, running_at_rate(table(), settings, np.array([0.03 / alone_s])))
+    assert alone_s < state.ttft.p95_s[0] < alone_s + 1.1 * FIXED_S
+    assert state.ttft.p99_s[0] > alone_s + 3 * FIXED_S
+
+
+def test_who_shares_ones_step_brings_more_who_interrupt_the_answer() -> None:
+    """Prompts of 0.2 s beside steps of 9 ms: one's own step is long, and those who come during it are met next."""
+    engine = Engine(8.6e-3, 2e-4, 2048, 990, 45)
+    steps, settings = table(8.6e-3, 2e-4), load(input_tokens=990.0, output_tokens=45.0, batched_tokens=2048.0)
+    seen = [simulate(engine, 1500, rate_per_s=2.8, seed=seed).tpot_mean_s for seed in range(4)]
+    state = open_loop(steps, settings, running_at_rate(steps, settings, np.array([2.8])))
+    assert state.tpot.mean_s[0] == pytest.approx(np.mean(seen), rel=0.1)
+
+
+def test_short_answers_bear_their_first_prompts_alone() -> None:
+    """Those who came during one's own prompt are met at once: the shorter the answer, the more they are per token."""
+    settings = load(input_tokens=4000.0, output_tokens=20.0, length_low_ratio=0.05)
+    state = open_loop(table(), settings, np.array([2.0]))
+    stay_s = 2.0 / state.requests_per_s[0]
+    by_tokens_s = (stay_s - FIXED_S - 4000 * PER_TOKEN_S) / 19
+    assert state.tpot.mean_s[0] > 1.02 * by_tokens_s
+
+
+def test_slots_bound_how_many_prompts_a_request_meets() -> None:
+    """Eight slots: seven others at most, whose prompts of 2,000 tokens share out over 50 gaps."""
+    settings = load(input_tokens=2000.0, output_tokens=51.0, slots=8.0)
+    state = open_loop(table(), settings, np.array([6.0]))
+    most_s = FIXED_S + 8 * PER_TOKEN_S + 7 * 2000 * PER_TOKEN_S / 50
+    assert state.tpot.mean_s[0] < state.tpot.p99_s[0] <= most_s * 1.001
+
+
+def test_evenly_spaced_requests_hardly_meet_while_they_are_few() -> None:
+    """With 0.3 in service and gaps of variation 0.5 a request meets few prompts of others."""
+    running = np.array([0.3])
+    even, poisson = (open_loop(table(), load(arrival_cv=cv), running).tpot.mean_s[0] for cv in (0.5, 1.0))
+    alone_s = FIXED_S + PER_TOKEN_S
+    assert even - alone_s < 0.3 * (poisson - alone_s)
+
+
+def test_long_prompts_cost_more_than_short_ones_save() -> None:
+    """Steps are as long for 500 tokens as for one, 20 us a token beyond; prompts are uniform in [46, 914] tokens.
+
+    On average (914 - 500)^2 / 2 * 20 us / 868 beyond; two prompt lengths stand for all, for which 25 % are granted.
+    """
+    knee = table()._replace(body_s=np.maximum(FIXED_S, GRID_TOKENS * 2e-5)[None, :])
+    crowd = Crowd(np.array([0.01]), np.array([0.01]))
+    costs_s = []
+    for low in (1.0, 0.05):
+        settings = load(input_tokens=480.0, length_low_ratio=low)
+        costs_s.append(flow_of(settings, mean_step(knee, settings), crowd).prompt_s[0])
+    assert costs_s[0] == pytest.approx(0.0, abs=3e-4)
+    assert costs_s[1] == pytest.approx(414**2 / 2 * 2e-5 / 868, rel=0.25)
+
+
+@pytest.mark.parametrize("rate_per_s", [0.5, 2.0])
+def test_bursts_make_prompts_queue(rate_per_s: float) -> None:
+    """Gaps of variation 2: mean TTFT within 12 % of simulated gamma arrivals, however few they are."""
+    engine = Engine(FIXED_S, PER_TOKEN_S, 8192, 8000, 20)
+    settings = load(input_tokens=8000.0, output_tokens=20.0, arrival_cv=2.0)
+    state = open_loop(table(), settings, running_at_rate(table(), settings, np.array([rate_per_s])))
+    seen = [simulate(engine, 1500, rate_per_s=rate_per_s, gap_cv=2.0, seed=seed) for seed in range(3)]
+    mean_s = float(np.mean([each.ttft_mean_s for each in seen]))
+    assert state.ttft.mean_s[0] == pytest.approx(mean_s, rel=0.12)
+
+
+def test_only_the_percentiles_asked_for_are_worked_out() -> None:
+    whole = open_loop(table(), load(), np.array([3.0]))
+    part = open_loop(table(), load(), np.array([3.0]), quantiles=(0.95,))
+    assert part.ttft.p95_s[0] == pytest.approx(whole.ttft.p95_s[0])
+    assert part.tpot.p95_s[0] == pytest.approx(whole.tpot.p95_s[0])
+    assert np.isnan([part.ttft.p50_s[0], part.ttft.p99_s[0], part.tpot.p99_s[0]]).all()
+
+
 def test_tokens_are_conserved_when_prompts_bind() -> None:
     """With 8,000-token prompts and one-token answers the engine is a prompt mill: rate = budget / prompt / step."""
     heavy = load(input_tokens=8000.0, output_tokens=2.0, batched_tokens=2048.0)
@@ -104,30 +205,6 @@ def test_rate_and_running_are_inverse() -> None:
     state = open_loop(table(), load(), np.array([17.0]))
     found = running_at_rate(table(), load(), state.requests_per_s)
     assert found[0] == pytest.approx(17.0, rel=1e-3)
-
-
-@pytest.mark.parametrize(("servers", "rho"), [(1, 0.5), (1, 0.9), (4, 0.8), (20, 0.9)])
-def test_waiting_agrees_with_erlang_c(servers: int, rho: float) -> None:
-    """M/M/c mean waiting time within 8 % of Erlang C (exact for c = 1)."""
-    offered = servers * rho
-    head = sum(offered**k / math.factorial(k) for k in range(servers))
-    tail = offered**servers / math.factorial(servers) / (1 - rho)
-    exact = tail / (head + tail) / (servers * (1 - rho))
-    wait = queue_wait(np.array([rho]), np.array([float(servers)]), np.array([1.0]), np.array([1.0]))
-    assert wait.mean_s[0] == pytest.approx(exact, rel=1e-9 if servers == 1 else 0.08)
-
-
-def test_constant_arrivals_of_equal_jobs_never_wait() -> None:
-    wait = queue_wait(np.array([0.9]), np.array([1.0]), np.array([1.0]), np.array([0.0]))
-    assert wait.mean_s[0] == 0.0
-    assert wait.quantile_s(0.99)[0] == 0.0
-
-
-def test_waiting_tail_is_exponential_above_an_atom() -> None:
-    wait = queue_wait(np.array([0.8]), np.array([1.0]), np.array([1.0]), np.array([1.0]))
-    # M/M/1: P(W > t) = rho exp(-(1 - rho) t), so the 95 % quantile is ln(0.8 / 0.05) / 0.2.
-    assert wait.quantile_s(0.95)[0] == pytest.approx(math.log(0.8 / 0.05) / 0.2, rel=1e-6)
-    assert wait.quantile_s(0.1)[0] == 0.0
 
 
 def test_users_beyond_the_cache_queue() -> None:
@@ -144,15 +221,6 @@ def test_a_prefix_in_the_cache_saves_its_prompt_work() -> None:
     warm = open_loop(table(), load(input_tokens=1000.0, cached_tokens=3000.0), np.array([20.0]))
     assert warm.requests_per_s[0] > cold.requests_per_s[0]
     assert warm.ttft.mean_s[0] < cold.ttft.mean_s[0]
-
-
-def test_bursts_make_prompts_queue() -> None:
-    """Gaps of variation 3 come five at a time; each waits for four others' 500 of 8,192 tokens."""
-    running = np.array([5.0])
-    poisson, bursty = (open_loop(table(), load(arrival_cv=cv), running) for cv in (1.0, 3.0))
-    waited_s = bursty.ttft.mean_s[0] - poisson.ttft.mean_s[0]
-    full_step_s = FIXED_S + 8192 * PER_TOKEN_S
-    assert waited_s == pytest.approx(4 * 500 / 8192 * full_step_s, rel=0.1)
 
 
 def test_two_stages_carry_twice_as_many_sequences_in_the_same_time() -> None:
@@ -232,23 +300,3 @@ def test_small_steps_run_at_captured_sizes() -> None:
     steps = mean_step(table(), load(captured_tokens=512.0))
     nine = steps.decode_s(np.array([9.0]), padded(np.array([9.0]), captured))
     assert nine[0] == pytest.approx(FIXED_S + 16 * PER_TOKEN_S)
-
-
-@pytest.mark.parametrize("mean", [0.02, 0.3, 1.5])
-def test_few_prompts_are_counted(mean: float) -> None:
-    """Without feedback Poisson; with it, as many as the branching process has that it comes from."""
-    random = np.random.default_rng(2)
-    plain = np.quantile(random.poisson(mean, 400_000), 0.95)
-    assert few_quantile(np.array([mean]), np.array([0.0]), 0.95)[0] == plain
-    generation = random.poisson(mean * 0.6, 400_000)
-    total = generation.copy()
-    while generation.any():
-        generation = random.poisson(0.4 * generation)
-        total += generation
-    assert few_quantile(np.array([mean]), np.array([0.4]), 0.95)[0] == np.quantile(total, 0.95)
-
-
-def test_the_normal_quantile_is_near() -> None:
-    known = {0.5: 0.0, 0.8413447: 1.0, 0.95: 1.6448536, 0.99: 2.3263479, 0.05: -1.6448536}
-    found = normal_quantile(np.array(list(known)))
-    assert found == pytest.approx(list(known.values()), abs=5e-4)

@@ -59,7 +59,7 @@ def arguments(start: Start) -> dict[str, Any]:
         "async_scheduling": start.async_scheduling,
         "seed": start.seed,
         "kv_cache_dtype": _kv_name(start),
-        **_weight_arguments(start),
+        **weight_arguments(start),
     }
     if start.tp > 1:
         asked["distributed_executor_backend"] = "mp"
@@ -72,7 +72,8 @@ def arguments(start: Start) -> dict[str, Any]:
     return asked | _text_only(Path(start.weights or start.config_dir))
 
 
-def _weight_arguments(start: Start) -> dict[str, Any]:
+def weight_arguments(start: Start) -> dict[str, Any]:
+    """Of the engine, for the weights' format. Raises `StartError` where vLLM cannot make it of the checkpoint's."""
     stored, wanted = start.stored_dtype, start.weight_dtype
     if wanted == stored:
         return {"dtype": _DTYPE_NAMES[stored]} if stored in _DTYPE_NAMES else {}

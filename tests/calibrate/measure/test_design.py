@@ -111,7 +111,7 @@ def test_an_opening_spans_what_costs_little() -> None:
     assert [shape.label for shape in opening] == [
         "1 decoding at 16",
         "58 decoding at 16",
-        "1 decoding at 4,064",
+        "1 decoding at 3,906",
         "1 x 16 prompt tokens",
         "1 x 16 prompt tokens after 4,048",
         "1 x 256 prompt tokens",
