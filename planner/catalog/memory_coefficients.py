@@ -1,6 +1,5 @@
 """Reads the fitted memory coefficients: the user's own where there are any, else those shipped."""
 
-from functools import lru_cache
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -25,7 +24,6 @@ def read_memory_coefficients(calibration_dir: Path | None = None) -> MemoryCoeff
     return _read(next((path for path in candidates if is_there(path)), candidates[-1]))
 
 
-@lru_cache(maxsize=8)
 def _read(path: Path) -> MemoryCoefficients:
     try:
         return MemoryCoefficients.model_validate_json(path.read_bytes())

@@ -1,6 +1,5 @@
 """Reads what was fitted on serving runs: the user's own where there is any, else what is shipped."""
 
-from functools import lru_cache
 from pathlib import Path
 
 from pydantic import Field, ValidationError
@@ -38,7 +37,6 @@ def read_serving(calibration_dir: Path | None = None) -> FittedServing:
     return _read(next((path for path in candidates if is_there(path)), candidates[-1]))
 
 
-@lru_cache(maxsize=8)
 def _read(path: Path) -> FittedServing:
     try:
         return FittedServing.model_validate_json(path.read_bytes())

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import streamlit as st
 
+from planner.ui.forgetting import forget_what_was_refitted
 from planner.ui.inputs import sidebar
 
 SIDEBAR_PX = 340
@@ -17,6 +18,7 @@ VIEWS = Path(__file__).resolve().parent / "views"
 
 def run() -> None:
     """Draws the dashboard; called once per interaction."""
+    forget_what_was_refitted()
     st.set_page_config(
         page_title="LLM serving planner",
         page_icon=FAVICON,

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 from planner.assemble.exam_runs import examine
@@ -44,7 +43,7 @@ SERVE = RESULTS / "serve_closed.json"
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A calibration folder with kernel tables and nothing measured, in place of the user's and the shipped one."""
     (tmp_path / "operators").symlink_to(shipped_calibration_dir() / "operators")
-    for reader in ("planner.ui.calibration_answers", "planner.assemble.known"):
+    for reader in ("planner.ui.calibration_answers", "planner.ui.forgetting", "planner.assemble.known"):
         monkeypatch.setattr(f"{reader}.calibration_directories", lambda _=None: (tmp_path,))
     return tmp_path
 
@@ -223,23 +222,6 @@ def test_a_broken_file_is_one_line_and_the_rest_is_shown(page: Page, folder: Pat
     for name in ("run-broken", "benchmark-broken", GPU):
         assert sum(name in line.replace("\\", "") for line in said) == 1
     assert frame(app, "Left-out error")["Run"].tolist() == ["made"]
-
-
-@pytest.mark.parametrize("view", ["size", "memory", "calibration"])
-def test_a_broken_fit_of_the_user_is_one_line_on_every_page(
-    page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, view: str
-) -> None:
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    fits = tmp_path / "llm-serving-planner" / "calibration" / "gpus"
-    fits.mkdir(parents=True)
-    (fits / f"{GPU}.json").write_text("{}")
-    st.cache_resource.clear()
-    app = page(view)
-    st.cache_resource.clear()
-    assert not app.exception
-    lines = {one.value.replace("\\", "") for one in (*app.error, *app.warning)}
-    assert len(lines) == 1
-    assert f"{GPU}.json: gpu: Field required" in lines.pop()
 
 
 def test_a_run_that_measured_too_little_says_so(page: Page, folder: Path) -> None:
