@@ -34,7 +34,8 @@ from planner.calibrate.measure.telemetry import disturbances
 from planner.catalog.atomic import write_text
 from planner.catalog.calibration_runs import read_run
 from planner.cli.screen import note
-from planner.domain.calibration import CalibrationRun, Device, RunEnd, StepKind, StepPoint, StepShape
+from planner.domain.calibration import CalibrationRun, Device, RunEnd, StepPoint, StepShape
+from planner.domain.evidence import StepKind
 
 REPETITIONS, WARMUPS = 5, 1
 EXAM_SHAPES, EXAM_SEED = 120, 7

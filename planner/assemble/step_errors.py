@@ -6,12 +6,9 @@ nothing that is made of steps can be known better.
 
 from collections.abc import Iterable, Sequence
 
-from planner.domain.calibration import StepKind
-from planner.domain.evidence import Accuracy, Basis, ErrorBand
+from planner.domain.evidence import Accuracy, Basis, ErrorBand, StepKind
 from planner.formulas.gpu_fit import GpuFit, RegionError
 
-P90_OVER_MEDIAN = 2.44
-"""Of the absolute value of a normal number: what is stored of steps left out is their median error."""
 TPOT_KINDS = (StepKind.DECODE, StepKind.MIXED)
 TTFT_KINDS = (StepKind.PREFILL, StepKind.MIXED)
 OWN_BASES = (Basis.MEASURED, Basis.CALIBRATED)
@@ -52,7 +49,7 @@ def _regions(fit: GpuFit, kinds: Sequence[StepKind]) -> list[RegionError]:
 
 def _factor(regions: Sequence[RegionError]) -> float:
     """Of 90 % of the steps in the worst region: which of them a load is in is not known here."""
-    ratios = (max(row.p90_ratio, P90_OVER_MEDIAN * row.left_out_median_ratio) for row in regions)
+    ratios = (max(row.p90_ratio, row.left_out_p90_ratio) for row in regions)
     return 1.0 + max(ratios, default=0.0)
 
 

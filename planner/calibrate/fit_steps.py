@@ -9,8 +9,8 @@ import numpy as np
 from planner.calibrate.least_squares import Solution, solve
 from planner.calibrate.step_unknowns import StepDeployment, StepUnknowns, model_error, step_unknowns
 from planner.domain.base import InputError
-from planner.domain.calibration import StepKind, StepPoint
-from planner.domain.evidence import Estimate
+from planner.domain.calibration import StepPoint
+from planner.domain.evidence import Estimate, StepKind
 from planner.formulas.arrays import FloatArray
 from planner.formulas.gpu_fit import FittedParameter, RegionError
 from planner.formulas.host_time import MeasuredHost
@@ -199,6 +199,7 @@ def region_errors(measured: Sequence[MeasuredSteps], fit: StepFit) -> tuple[Regi
                     p90_ratio=_capped(float(np.quantile(np.abs(errors), 0.9))),
                     bias_ratio=_capped(float(np.median(errors))),
                     left_out_median_ratio=median_error(left_out[here]),
+                    left_out_p90_ratio=_capped(float(np.quantile(np.abs(np.expm1(-left_out[here])), 0.9))),
                     before_median_ratio=median_error(fit.before[here]),
                 )
             )

@@ -25,11 +25,11 @@ from planner.domain.calibration import (
     Device,
     EngineSetup,
     ServingPoint,
-    StepKind,
     StepPoint,
     StepShape,
 )
 from planner.domain.deployment import Parallelism
+from planner.domain.evidence import StepKind
 from planner.domain.units import bytes_to_gib, seconds_to_ms
 from planner.export.format import percent
 from planner.formulas.load_target import load_target

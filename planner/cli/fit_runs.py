@@ -42,12 +42,13 @@ def fit_folder(folder: Path, calibration_dir: Path, *, csv: Path | None, as_json
             f"{unused} imported benchmarks are of GPUs without a run here: `fit serving` takes them from a table"
         )
     fitted = fit_gpus(runs, known, benchmarks)
-    for one in fitted:
-        note(f"wrote {write_gpu_fit(one.fit, calibration_dir)}")
     rows = [_change_cells(one, change) for one in fitted for change in one.changes]
     if csv is not None:
+        # First, so that a table that cannot be written leaves the stored fit as it was.
         write_csv(csv, CHANGE_COLUMNS, rows)
         note(f"wrote {csv}")
+    for one in fitted:
+        note(f"wrote {write_gpu_fit(one.fit, calibration_dir)}")
     if as_json:
         show_json(
             {

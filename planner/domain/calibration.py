@@ -8,6 +8,7 @@ from pydantic import Field, JsonValue, model_validator
 
 from planner.domain.base import Frozen
 from planner.domain.dtypes import KvDtype, WeightDtype
+from planner.domain.evidence import StepKind
 from planner.domain.hardware import Gpu
 
 RUN_FORMAT = 1
@@ -28,14 +29,6 @@ class Device(StrEnum):
 
     CUDA = "cuda"
     CPU = "cpu"
-
-
-class StepKind(StrEnum):
-    """What an engine step does."""
-
-    PREFILL = "prefill"
-    DECODE = "decode"
-    MIXED = "mixed"
 
 
 class StepShape(Frozen):

@@ -35,6 +35,14 @@ class Basis(StrEnum):
     """Peak rates only, with typical efficiencies."""
 
 
+class StepKind(StrEnum):
+    """What an engine step does."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+    MIXED = "mixed"
+
+
 class Estimate(Frozen):
     """A number with its spread."""
 

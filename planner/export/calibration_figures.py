@@ -8,7 +8,8 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from planner.domain.calibration import StepKind, StepPoint
+from planner.domain.calibration import StepPoint
+from planner.domain.evidence import StepKind
 from planner.domain.units import seconds_to_ms
 from planner.export.calibration_steps import Examined, Predictions, error_band
 from planner.export.figures import COLOURS, DASHES, FAINT, INK

@@ -9,12 +9,8 @@ import plotly.graph_objects as go
 
 from planner.calibrate.fit_steps import region_errors
 from planner.catalog.atomic import write_text
-from planner.domain.calibration import (
-    CalibrationRun,
-    ServingPoint,
-    StepKind,
-    StepPoint,
-)
+from planner.domain.calibration import CalibrationRun, ServingPoint, StepPoint
+from planner.domain.evidence import StepKind
 from planner.domain.units import seconds_to_ms
 from planner.export import calibration_figures as figures
 from planner.export import calibration_run_figures as run_figures

@@ -39,6 +39,7 @@ class RegionError(Frozen):
     """Median of predicted / measured - 1, sign kept."""
     left_out_median_ratio: ErrorRatio
     """Each step predicted by the fit without it, to first order."""
+    left_out_p90_ratio: ErrorRatio
     before_median_ratio: ErrorRatio
     """By what was known before the runs."""
 

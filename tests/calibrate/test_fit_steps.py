@@ -107,6 +107,7 @@ def test_errors_are_told_by_kind_and_size_and_shrink() -> None:
         if row.steps >= 5:
             assert row.median_ratio < 0.1 < row.before_median_ratio
             assert row.left_out_median_ratio >= 0.5 * row.median_ratio
+            assert row.left_out_p90_ratio >= row.left_out_median_ratio
 
 
 def test_too_few_steps_are_refused() -> None:

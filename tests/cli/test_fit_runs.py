@@ -166,3 +166,11 @@ def test_a_run_is_not_overwritten_with_a_table(cli: Cli, runs: Path, tmp_path: P
     assert str(path) in cli("fit", "runs", runs, "--calibration-dir", tmp_path / "mine", "--csv", path).error
     assert path.read_bytes() == before
     assert contents(tmp_path / "mine") == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_table_that_cannot_be_written_leaves_no_fit(cli: Cli, runs: Path, tmp_path: Path) -> None:
+    result = cli("fit", "runs", runs, "--calibration-dir", tmp_path / "mine", "--csv", "/dev/full")
+    assert result.code == 2
+    assert "No space left" in result.error
+    assert not [*(tmp_path / "mine").rglob("*.json")]

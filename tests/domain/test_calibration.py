@@ -7,11 +7,11 @@ from planner.domain.calibration import (
     ServedRequest,
     ServingLoad,
     ServingPoint,
-    StepKind,
     StepPoint,
     StepShape,
     TelemetrySeries,
 )
+from planner.domain.evidence import StepKind
 from tests.export.made_run import WHEN, made_run
 
 DECODE = StepShape(decodes=4, context_tokens=100)

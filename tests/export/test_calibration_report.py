@@ -9,7 +9,8 @@ import pytest
 
 from planner.calibrate.fit_steps import FEWEST_STEPS
 from planner.domain.base import InputError
-from planner.domain.calibration import CalibrationRun, RunEnd, StepKind, StepPoint, StepShape
+from planner.domain.calibration import CalibrationRun, RunEnd, StepPoint, StepShape
+from planner.domain.evidence import StepKind
 from planner.export import calibration_figures as figures
 from planner.export import calibration_run_figures as run_figures
 from planner.export.calibration_report import report_page, write_report

@@ -16,7 +16,8 @@ import numpy as np
 from planner.calibrate.fit_steps import MeasuredSteps, noise_of
 from planner.calibrate.least_squares import DIFFERENCE, Problem, jacobian_of, minimum
 from planner.calibrate.step_unknowns import StepDeployment, model_error, step_unknowns
-from planner.domain.calibration import StepKind, StepPoint, StepShape
+from planner.domain.calibration import StepPoint, StepShape
+from planner.domain.evidence import StepKind
 from planner.formulas.arrays import FloatArray
 from planner.formulas.shape_time import ShapeColumns, shape_columns
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from planner.calibrate.measure.engine_protocol import Failed, FailureKind, Limits, Measure, Measured
-from planner.domain.calibration import StepKind, StepShape
+from planner.domain.calibration import StepShape
+from planner.domain.evidence import StepKind
 
 MOST_STRAY_STEPS = 3
 """Steps in a row that may be another shape before the engine is taken at its word."""

@@ -14,7 +14,8 @@ from planner.calibrate.measure.design import (
     target_shapes,
 )
 from planner.calibrate.step_unknowns import PLAIN_MODEL_ERROR
-from planner.domain.calibration import StepKind, StepShape
+from planner.domain.calibration import StepShape
+from planner.domain.evidence import StepKind
 from planner.formulas.arrays import FloatArray
 from tests.calibrate.made_steps import deployment, points, true_s
 
