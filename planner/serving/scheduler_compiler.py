@@ -19,12 +19,20 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar, cast
 
-import numba
 import numpy as np
-from numba.core.caching import FunctionCache
-from numba.core.registry import CPUDispatcher
 
+from planner.domain.base import InputError
 from planner.formulas.arrays import BoolArray
+
+try:
+    import numba
+    from numba.core.caching import FunctionCache
+    from numba.core.registry import CPUDispatcher
+except ModuleNotFoundError as error:
+    # An environment made for the engine alone calibrates, and has no compiler.
+    raise InputError(
+        f"this Python has no {error.name}, which simulating needs: use the one that the planner is installed in"
+    ) from None
 
 CONFIG: Any = numba.config
 Function = TypeVar("Function", bound=Callable[..., Any])

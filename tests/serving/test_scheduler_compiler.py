@@ -242,3 +242,16 @@ def test_ctrl_c_ends_a_long_simulation() -> None:
     assert process.returncode == 130
     assert err.strip() == ""
     assert float(out) < 1.0
+
+
+def test_a_python_without_the_compiler_is_told_so() -> None:
+    """An environment for the engine alone has none."""
+    program = (
+        "import sys; sys.modules['numba'] = None; from planner.cli import main; sys.argv[1:] = ["
+        "'simulate', '--model', 'Qwen/Qwen3-32B', '--gpu', 'H100', '--tp', '4', '--concurrency', '1',"
+        " '--input-tokens', '64', '--output-tokens', '8']; sys.exit(main())"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "error: this Python has no numba, which simulating needs" in done.stderr
+    assert "Traceback" not in done.stderr
