@@ -186,9 +186,16 @@ def engine_start(target: CalibrationTarget, wanted: Wanted, config_dir: str) -> 
         gpu_memory_utilization=wanted.gpu_memory_utilization or UTILIZATION,
         enforce_eager=wanted.enforce_eager or wanted.device is Device.CPU,
         seed=wanted.seed,
-        threads=wanted.threads or (max(1, usable_core_count() - 1) if wanted.device is Device.CPU else 0),
+        threads=engine_threads(wanted),
         cpu_cache_gib=CPU_CACHE_GIB,
     )
+
+
+def engine_threads(wanted: Wanted) -> int:
+    """Threads of the engine's kernels; on a CPU one core is left to the rest, on a GPU 0 leaves it to the engine."""
+    if wanted.threads or wanted.device is not Device.CPU:
+        return wanted.threads
+    return max(1, usable_core_count() - 1)
 
 
 def write_config(target: CalibrationTarget, folder: Path) -> None:

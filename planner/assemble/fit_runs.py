@@ -89,7 +89,9 @@ def fit_gpus(
     for alike in by_gpu.values():
         check_alike(alike)
     return [
-        _fitted(by_gpu[gpu], known, [one for one in benchmarks if one.case.gpu.name == gpu])
+        _fitted(
+            _with_one_datasheet(by_gpu[gpu]), known, [one for one in benchmarks if one.case.gpu.name == gpu]
+        )
         for gpu in sorted(by_gpu)
     ]
 
@@ -117,6 +119,12 @@ def _fitted(runs: Sequence[CalibrationRun], known: Known, benchmarks: Sequence[M
     )
     served = _with_service(fit, groups, known, benchmarks)
     return FittedGpu(served, tuple(_changes(groups, served, known)))
+
+
+def _with_one_datasheet(runs: Sequence[CalibrationRun]) -> list[CalibrationRun]:
+    """Factors are relative to a datasheet; one that was worked out differs a little from run to run."""
+    same = {"datasheet": runs[0].machine.datasheet}
+    return [run.model_copy(update={"machine": run.machine.model_copy(update=same)}) for run in runs]
 
 
 def _with_service(

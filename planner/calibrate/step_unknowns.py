@@ -36,7 +36,10 @@ guesses for what no table times (launch, elementwise)."""
 WIDENED: dict[Basis, float] = {Basis.TRANSFERRED: 2.0, Basis.DATASHEET: 3.0}
 """The same for a device with a sibling's tables, or none."""
 PLAIN_SPREAD = 2.0
-"""Of every factor where efficiencies were assumed (`plain_operators`)."""
+"""Of every factor where efficiencies were assumed (`plain_operators`), but for these."""
+PLAIN_SPREADS: dict[str, float] = {"weights": 0.4}
+"""How fast memory is read is known beforehand. One model's steps hardly tell its weights from launches and host time,
+as all of these are the same in every step, and another model has them in other shares."""
 HOST_PRIORS: dict[str, tuple[float, float]] = {
     "sync_step_s": (1e-3, 0.7),
     "sync_per_sequence_s": (3e-5, 1.6),
@@ -171,7 +174,7 @@ def step_unknowns(deployments: Sequence[StepDeployment]) -> StepUnknowns:
     plain = first.is_plain
     widened = WIDENED.get(first.operators.basis, 1.0)
     kernels = [
-        Unknown(name, 1.0, PLAIN_SPREAD if plain else spread * widened)
+        Unknown(name, 1.0, PLAIN_SPREADS.get(name, PLAIN_SPREAD) if plain else spread * widened)
         for name, spread in KERNEL_SPREADS.items()
     ]
     if plain:

@@ -16,12 +16,20 @@ from typing import Annotated, NamedTuple
 import typer
 
 from planner import __version__
-from planner.assemble.calibration import Wanted, check_startable, engine_start, target_of, write_config
+from planner.assemble.calibration import (
+    Wanted,
+    check_startable,
+    engine_start,
+    engine_threads,
+    target_of,
+    write_config,
+)
 from planner.calibrate.measure.calibration import Calibration, Setting
 from planner.calibrate.measure.config_folder import config_folder
 from planner.calibrate.measure.design import FIRST_ASK_S, REPETITIONS, WARMUPS, Plan
 from planner.calibrate.measure.engine_process import EngineProcess
 from planner.calibrate.measure.machine import describe, nominal_gpu
+from planner.calibrate.measure.memory_speed import read_bytes_per_s
 from planner.calibrate.measure.probe import Probe, watch
 from planner.calibrate.measure.session import Budget, Progress, Tools, now
 from planner.calibrate.step_deployment import operators_before
@@ -163,7 +171,7 @@ def calibrate(
         seed=seed,
     )
     targets = [target_of(name, wanted) for name in model]
-    here = _here(device, gpu_index, tp)
+    here = _here(wanted, gpu_index)
     for target in targets:
         check_startable(target, wanted, here.machine)
     operators = operators_before(here.machine, calibration_directories(calibration_dir))
@@ -228,15 +236,17 @@ class _Here(NamedTuple):
     """One line on each thing that could not be read, and why."""
 
 
-def _here(device: Device, gpu_index: int, tp: int) -> _Here:
+def _here(wanted: Wanted, gpu_index: int) -> _Here:
     """This machine, with a datasheet where the catalog has none."""
-    found = describe(device, tuple(range(gpu_index, gpu_index + tp)))
+    found = describe(wanted.device, tuple(range(gpu_index, gpu_index + wanted.tp)))
     machine = found.machine
     from planner.catalog.load import gpus
 
     if all(gpu.name != machine.gpu for gpu in gpus()):
         today = datetime.now(UTC).date().isoformat()
-        machine = machine.model_copy(update={"datasheet": nominal_gpu(machine, found.silicon, as_of=today)})
+        read = read_bytes_per_s(engine_threads(wanted)) if wanted.device is Device.CPU else None
+        sheet = nominal_gpu(machine, found.silicon, as_of=today, memory_bytes_per_s=read)
+        machine = machine.model_copy(update={"datasheet": sheet})
     return _Here(machine, found.missing)
 
 

@@ -134,16 +134,18 @@ def slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._]+", "-", plain).strip("-.")[:LONGEST_NAME].rstrip("-.") or "unknown"
 
 
-def nominal_gpu(machine: Machine, silicon: Silicon | None = None, *, as_of: str) -> Gpu:
+def nominal_gpu(
+    machine: Machine, silicon: Silicon | None = None, *, as_of: str, memory_bytes_per_s: float | None = None
+) -> Gpu:
     """A datasheet worked out from what the device tells of itself: right in its order of magnitude.
 
     For a GPU: bandwidth is two transfers a memory clock over the bus, rates are multiprocessors times highest
-    clock times `ARCHITECTURES`. For a CPU: 2 FLOP in 16 lanes a core and cycle, and 20 GB/s for each of a guessed
-    number of memory channels. A compute capability without a row there takes that of the one before it. Raises
-    InputError where a GPU does not tell enough.
+    clock times `ARCHITECTURES`. For a CPU: 2 FLOP in 16 lanes a core and cycle, and the bandwidth as it was timed, else
+    20 GB/s for each of a guessed number of memory channels. A compute capability without a row there takes that of the
+    one before it. Raises InputError where a GPU does not tell enough.
     """
     if machine.device is Device.CPU:
-        return _nominal_cpu(machine, as_of)
+        return _nominal_cpu(machine, as_of, memory_bytes_per_s)
     if silicon is None or not all(silicon[:5]) or not machine.device_memory_bytes:
         raise InputError(
             f"{machine.device_name} is not in data/gpus.csv, and its driver does not tell its compute capability, "
@@ -315,12 +317,14 @@ def _version(capability: str) -> tuple[int, int]:
     return int(major), int(minor)
 
 
-def _nominal_cpu(machine: Machine, as_of: str) -> Gpu:
+def _nominal_cpu(machine: Machine, as_of: str, memory_bytes_per_s: float | None) -> Gpu:
     cores = max(1, machine.cpu_count)
     named = re.search(r"@\s*([\d.]+)\s*GHz", machine.cpu_name)
     clock_mhz = float(named[1]) * 1e3 if named else GUESSED_CLOCK_MHZ
     rate = 2.0 * CPU_LANES * cores * clock_mhz * 1e6
     channels = -(-cores // CORES_PER_CHANNEL)
+    bandwidth = memory_bytes_per_s or channels * CHANNEL_BYTES_PER_S
+    read = "memory as timed" if memory_bytes_per_s else f"20 GB/s for each of {channels} memory channels"
     vendor = re.match(r"(Intel|AMD|ARM|Apple|Ampere|AWS)", machine.cpu_name, re.IGNORECASE)
     return Gpu(
         name=machine.gpu,
@@ -329,14 +333,14 @@ def _nominal_cpu(machine: Machine, as_of: str) -> Gpu:
         compute_capability="",
         memory_bytes=machine.device_memory_bytes or GB_BYTES,
         memory_observed=bool(machine.device_memory_bytes),
-        memory_bandwidth_bytes_per_s=channels * CHANNEL_BYTES_PER_S,
+        memory_bandwidth_bytes_per_s=bandwidth,
         peak_flop_per_s=dict.fromkeys((ComputeDtype.FP32, ComputeDtype.BF16, ComputeDtype.FP16), rate),
         nvlink_bytes_per_s=0.0,
         # Ranks exchange what they computed through memory.
-        pcie_bytes_per_s=channels * CHANNEL_BYTES_PER_S,
+        pcie_bytes_per_s=bandwidth,
         source="guessed from the processor's cores",
         as_of=as_of,
         confidence=Confidence.LOW,
-        notes=f"not a datasheet: 2 FLOP x {CPU_LANES} lanes x {cores} cores x {clock_mhz:.0f} MHz and 20 GB/s for "
-        f"each of {channels} memory channels; right in its order of magnitude, and measured runs set the rest",
+        notes=f"not a datasheet: 2 FLOP x {CPU_LANES} lanes x {cores} cores x {clock_mhz:.0f} MHz and {read}; "
+        "right in its order of magnitude, and measured runs set the rest",
     )

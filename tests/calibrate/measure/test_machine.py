@@ -259,3 +259,11 @@ def test_a_gpu_that_does_not_tell_enough_asks_for_a_row(changes: dict[str, objec
         nominal_gpu(machine, silicon, as_of=TODAY)
     with pytest.raises(InputError, match="R100"):
         nominal_gpu(machine, as_of=TODAY)
+
+
+def test_a_timed_bandwidth_takes_the_guess_s_place() -> None:
+    machine = describe(Device.CPU).machine
+    gpu = nominal_gpu(machine, as_of=TODAY, memory_bytes_per_s=12.5e9)
+    assert gpu.memory_bandwidth_bytes_per_s == gpu.pcie_bytes_per_s == 12.5e9
+    assert "memory as timed" in gpu.notes
+    assert "GB/s for each" in nominal_gpu(machine, as_of=TODAY).notes
