@@ -138,7 +138,7 @@ def _with_service(
     evidence = [one for group in groups for one in _evidence(group, fit, known)]
     evidence += benchmark_evidence(runnable(benchmarks, facts))
     tuning = _tuning_with(fit, known)
-    start = Start(fit.host.on(known.host), fit.host, tuning, fit.deployments, fit.plain)
+    start = Start(fit.host.on(known.host), fit.host, tuning, fit.deployments)
     found = fit_service(evidence, start)
     return fit.model_copy(
         update={

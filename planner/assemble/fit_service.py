@@ -17,9 +17,8 @@ from planner.formulas.tuning import RunDeployment, ServingTuning, model_shape
 TTFT_NOISE, TPOT_NOISE = 0.08, 0.03
 """Of logarithms of means: repeats of a run, and what the simulation is off beside steps."""
 HOST_SPREAD = 0.7
-DECODE_SPREAD, PROMPT_SPREAD = 0.05, 0.15
-PLAIN_FACTOR = 2.0
-"""Both are wider on a device without kernel tables."""
+RATIO_SPREAD = 0.05
+"""Of ratios between kernels in service and the same steps timed alone: a machine drifts by more from run to run."""
 DIFFERENCE = 0.1
 """Simulated times jump where the order of events changes: difference quotients must look over that."""
 MOST_RATIO = 4.0
@@ -60,7 +59,6 @@ class Start(NamedTuple):
     """With the curves of the deployments whose steps were measured."""
     own: tuple[RunDeployment, ...]
     """Those deployments."""
-    plain: bool
 
 
 def benchmark_evidence(runs: Sequence[Runnable]) -> list[Evidence]:
@@ -96,12 +94,8 @@ def fit_service(evidence: Sequence[Evidence], start: Start) -> ServiceFit:
     names = [name for name in _host_names(usable) if getattr(start.host, name) > 0]
     served = {one.deployment for one in usable}
     own = [one for one in start.own if (one.model_shape, one.weight_dtype, one.tp) in served]
-    widened = PLAIN_FACTOR if start.plain else 1.0
     ratios = [(one, kind) for one in own for kind in ("decode_ratio", "prompt_ratio")]
-    spreads = np.array(
-        [HOST_SPREAD] * len(names)
-        + [widened * (DECODE_SPREAD if kind == "decode_ratio" else PROMPT_SPREAD) for _, kind in ratios]
-    )
+    spreads = np.array([HOST_SPREAD] * len(names) + [RATIO_SPREAD] * len(ratios))
 
     def applied(values: FloatArray) -> tuple[MeasuredHost, tuple[RunDeployment, ...]]:
         factors = np.clip(np.exp(values), 1 / MOST_RATIO, MOST_RATIO).tolist()

@@ -164,7 +164,7 @@ def evidence(tpot_s: float, ttft_s: float, *, asynchronous: bool, through_server
 @pytest.fixture
 def start() -> Start:
     """Nothing measured, no deployment of its own."""
-    return Start(HOST, MeasuredHost(sync_step_s=5e-4), NO_TUNING, (), plain=False)
+    return Start(HOST, MeasuredHost(sync_step_s=5e-4), NO_TUNING, ())
 
 
 def test_host_time_is_fitted_to_those_runs_that_show_it(start: Start) -> None:

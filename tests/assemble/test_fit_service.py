@@ -66,7 +66,7 @@ def test_service_that_is_slower_than_its_steps_raises_the_decode_ratio(tmp_path:
     found = fitted(known, runs)
     (before,), (after,) = alone.deployments, found.deployments
     assert (before.decode_ratio, before.prompt_ratio) == (1.0, 1.0)
-    assert 1.03 < after.decode_ratio < 1.1
+    assert 1.03 < after.decode_ratio < 1.12
     assert after.prompt_ratio == pytest.approx(1.0, abs=0.1)
     names = {parameter.name for parameter in found.parameters} - {
         parameter.name for parameter in alone.parameters

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from planner.calibrate.step_unknowns import KERNEL_SPREADS, PLAIN_SPREAD, WIDENED, step_unknowns, tuned_step
+from planner.calibrate.step_unknowns import KERNEL_SPREADS, PLAIN_SPREAD, PLAIN_SPREADS, WIDENED, step_unknowns, tuned_step
 from planner.calibrate.store import table_operators_for
 from planner.catalog.load import find_gpu
 from planner.catalog.paths import shipped_calibration_dir
@@ -60,7 +60,9 @@ def test_a_device_without_tables_is_less_sure_of_everything() -> None:
     spreads = [{item.name: item.spread for item in step_unknowns([one]).kernels} for one in (known, sibling)]
     assert spreads[0] == KERNEL_SPREADS
     assert spreads[1]["compute"] == pytest.approx(WIDENED[Basis.TRANSFERRED] * KERNEL_SPREADS["compute"])
-    assert {item.spread for item in step_unknowns([deployment()]).kernels} == {PLAIN_SPREAD}
+    plain = {item.name: item.spread for item in step_unknowns([deployment()]).kernels}
+    assert plain == {name: PLAIN_SPREADS.get(name, PLAIN_SPREAD) for name in (*KERNEL_SPREADS, "logit_s")}
+    assert all(plain[name] > spread for name, spread in KERNEL_SPREADS.items())
 
 
 @pytest.mark.parametrize(
