@@ -32,7 +32,7 @@ LIKE_SHARE = 0.5
 """Of the variance of what the model lacks: shapes near one another have that share in common, the rest is their own."""
 EXPECTED_NOISE = 0.02
 """Of a median not yet measured."""
-NEAR_ENOUGH = 1e-2
+NEAR_ENOUGH = 0.1
 """In units of the prior's spread: a choice needs no better fit."""
 TARGET_SHAPES_PER_KIND, TARGET_SEED, TARGET_TRIES = 40, 11, 50
 PROMPTS = (1, 2, 4, 8, 16)
