@@ -15,6 +15,8 @@ _NO_CACHE = (
 LOWER_SHARE = 0.85
 FREE_SHARE = 0.95
 """Of the memory that others left, where they left too little."""
+LEAST_SHARE = 0.02
+"""Of the card; nothing starts in less."""
 SHORTEST_LEN, FEWEST_SEQS, FEWEST_BATCHED = 512, 8, 256
 
 
@@ -27,6 +29,8 @@ def lowered(start: Start, message: str, *, limits: bool) -> Start:
     share = start.gpu_memory_utilization
     if free is not None and float(free[2]) > 0:
         ratio = FREE_SHARE * float(free[1]) / float(free[2])
+        if ratio < LEAST_SHARE:
+            return start
         return start.model_copy(update={"gpu_memory_utilization": round(min(ratio, LOWER_SHARE * share), 3)})
     changes: dict[str, object] = {}
     no_cache = any(words in message.lower() for words in _NO_CACHE)

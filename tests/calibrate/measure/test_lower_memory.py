@@ -67,3 +67,8 @@ def test_small_limits_are_left() -> None:
     )
     less = lowered(small, "No available memory for the cache blocks", limits=True)
     assert (less.max_model_len, less.max_num_seqs, less.max_num_batched_tokens) == (512, 4, 64)
+
+
+def test_a_full_card_has_nothing_left_to_lower() -> None:
+    message = "Free memory on device cuda:0 (0.5/80.0 GiB) on startup is less than desired"
+    assert lowered(START, message, limits=True) == START
