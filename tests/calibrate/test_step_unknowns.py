@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
 
-from planner.calibrate.step_unknowns import KERNEL_SPREADS, PLAIN_SPREAD, PLAIN_SPREADS, WIDENED, step_unknowns, tuned_step
+from planner.calibrate.step_unknowns import (
+    KERNEL_SPREADS,
+    PLAIN_SPREAD,
+    PLAIN_SPREADS,
+    WIDENED,
+    step_unknowns,
+    tuned_step,
+)
 from planner.calibrate.store import table_operators_for
 from planner.catalog.load import find_gpu
 from planner.catalog.paths import shipped_calibration_dir
