@@ -282,7 +282,7 @@ def fit_times(found: Sequence[Record], repeats: int) -> Iterator[Row]:
 
 
 def one_batch(record: Record, unknowns: FloatArray) -> list[StepShape]:
-    """The choice that takes longest: of the last batch, from the unknowns before the one before it."""
+    """One choice as a run makes it: of the last batch, from the unknowns before the one before it."""
     points = tuple(record.grid.values())
     rest = [point.shape for point in points[-BATCH:]]
     expected = forecast(record.deployment, points[:-BATCH], rest, target=record.target, start=unknowns)

@@ -50,7 +50,7 @@ class Asked(NamedTuple):
 
 
 def rows(inputs: Inputs) -> Iterator[Row]:
-    """The share of questions beyond a tenth, and the median."""
+    """The disagreement that nine of ten questions keep, and the share beyond a tenth."""
     del inputs
     off = np.abs([one.disagreement for one in asked(QUESTIONS, SEED)])
     what = f"closed form against simulated capacity, {off.size} random questions: "

@@ -38,8 +38,8 @@ class Workload(Frozen):
 
     @property
     def mean_output_tokens(self) -> float:
-        """Mean answer length."""
-        return self.output_tokens * (1.0 + self.length_low_ratio) / 2.0
+        """Mean answer length; no answer is shorter than a token."""
+        return max(self.output_tokens * (1.0 + self.length_low_ratio) / 2.0, 1.0)
 
 
 class Slo(Frozen):

@@ -5,7 +5,8 @@ shares and the percentile is looked for in the mixture. What it takes for grante
 
 * prompts run only while the engine is busy, so that a busy one is met in a prompt's step the oftener, the less it
   is busy;
-* a step lasts d + e K for the K prompts that came during the one before; a long step makes the next ones long;
+* a busy time begins with a prompt alone; each later step lasts d + e K for the K prompts that came during the one
+  before, so that a long step makes the next ones long;
 * who comes sees the rest of a step that is long because it is seen, with asynchronous scheduling all of the next,
   and is joined by those who come during the first;
 * prompts that do not fit into a step wait as for one of as many servers as fit, requests for a slot as in GI/G/c
@@ -24,7 +25,7 @@ import numpy as np
 
 from planner.formulas.arrays import FloatArray
 from planner.formulas.step import StepTable
-from planner.serving.flow import MOST_STRETCHED, Flow, own_prompt_s
+from planner.serving.flow import MOST_STRETCHED, ROUNDS, Flow, own_prompt_s
 from planner.serving.mean_step import Load, MeanStep, mean_step
 from planner.serving.waiting import (
     MAX_UTILIZATION,
@@ -34,6 +35,7 @@ from planner.serving.waiting import (
     gamma_share_below,
     latencies,
     queue_wait,
+    spread_of,
 )
 
 SPLITS, FARTHEST = 8, 8.0
@@ -112,6 +114,7 @@ class Arrival(NamedTuple):
         high_s = np.maximum(
             own.most_s + before_s + self.decode_s, delayed.mean_s + FARTHEST * np.sqrt(delayed.variance)
         )
+        high_s = np.where(self.idle >= quantile, np.minimum(high_s, own.most_s), high_s)
         low, high = np.zeros_like(high_s), np.ones_like(high_s)
         for _ in range(SPLITS):
             middle_s = (low_s + high_s) / 2.0
@@ -144,9 +147,9 @@ def first_token(one: Pass, quantiles: Sequence[float]) -> Latencies:
     )
     waiting_s = queued.mean_s + front.mean_s + behind_burst.mean_s + for_slot.mean_s
     users = (served + rate * waiting_s) * one.pipeline
-    busy = np.maximum(-np.expm1(-one.running), np.minimum(rate * now.packed_prompt_s, MAX_UTILIZATION))
+    busy = _busy(load, now, one.running)
     delay, quiet = _passing(load, now, burst, busy)
-    by_passing = busy * (1.0 - quiet)
+    by_passing = busy.share * (1.0 - quiet)
     delayed = np.maximum(by_passing, 1.0 - 1.0 / burst)
     delayed = np.clip(np.maximum(np.maximum(delayed, queued.probability), front.probability), 1e-9, 1.0)
     delay = delay.among(delayed / by_passing)
@@ -156,7 +159,7 @@ def first_token(one: Pass, quantiles: Sequence[float]) -> Latencies:
         own=_own_prompt(one),
         decode_s=now.decode_s,
         ahead=load.async_scheduling,
-        idle=np.minimum(1.0 - busy, 1.0 - delayed),
+        idle=np.minimum(1.0 - busy.share, 1.0 - delayed),
         delayed=delayed,
         delay=delay + behind_burst.among(delayed),
     )
@@ -165,6 +168,43 @@ def first_token(one: Pass, quantiles: Sequence[float]) -> Latencies:
         outside_s + arrival.mean_s + for_slot.mean_s,
         {each: outside_s + arrival.quantile_s(each) + for_slot.quantile_s(each) for each in quantiles},
     )
+
+
+class Busy(NamedTuple):
+    """How often an engine is busy, and the steps of one second of it."""
+
+    share: FloatArray
+    """Of requests, that find it so."""
+    began_per_s: FloatArray
+    """Steps that begin a busy time, of one prompt alone."""
+    later_per_s: FloatArray
+    """All others."""
+    followed: FloatArray
+    """Share of steps behind which another is at once."""
+
+
+def _busy(load: Load, now: Flow, running: FloatArray) -> Busy:
+    """With answers to decode, the engine is idle as often as M/G/infinity, and decodes in all steps but the first.
+
+    Where the first token is all of the answer, another step follows as prompts came during the last:
+    p = 1 - exp(-rate S), S the mean step, whose sum over a second of busy time is one second.
+    """
+    rate, own_s, decode_s = now.requests_per_s, np.maximum(now.own_s, 1e-12), now.decode_s
+    answered = load.output_tokens > 1.0
+    share = np.maximum(-np.expm1(-running), np.minimum(rate * now.packed_prompt_s, MAX_UTILIZATION))
+    passing = np.minimum(rate * now.prompt_s, MOST_STRETCHED)
+    again, began = np.ones_like(share), rate * (1.0 - share) / share
+    later = np.maximum(1.0 - passing - began * own_s, 0.0) / np.maximum(decode_s, 1e-12)
+    if not np.all(answered):
+        step_s, lone = own_s, began
+        for _ in range(ROUNDS):
+            follows = np.minimum(-np.expm1(-rate * step_s), MAX_UTILIZATION)
+            lone = (1.0 - passing) / (own_s + decode_s * follows / (1.0 - follows))
+            step_s = (1.0 - follows) / lone
+        share = np.where(answered, share, rate / (rate + lone))
+        again, began = np.where(answered, again, follows), np.where(answered, began, lone)
+        later = np.where(answered, later, lone * follows / (1.0 - follows))
+    return Busy(share, began, later, again)
 
 
 def behind_front(load: Load, rate: FloatArray) -> FloatArray:
@@ -222,57 +262,101 @@ def _own_prompt(one: Pass) -> OwnPrompt:
     return OwnPrompt(takes_s(shortest), takes_s(np.ones_like(shortest)), takes_s(2.0 - shortest))
 
 
-def _passing(load: Load, now: Flow, burst: FloatArray, busy: FloatArray) -> tuple[Spread, FloatArray]:
+def _passing(load: Load, now: Flow, burst: FloatArray, busy: Busy) -> tuple[Spread, FloatArray]:
     """From reaching a busy engine to the step of one's own prompt, of those whom prompts delay, and the share of
     others, who see steps without any.
 
-    A step lasts S = d + e K for K Poisson in the step before but for the bursts: its cumulants follow from
-    k(t) = d t + k(g(t)), g(t) = rate (E[exp(t X)] - 1) for the time X of a prompt; K varies the less, the closer it
-    comes to all that fit. Who comes sees a step that is
-    long because it is seen, E[Z^j] = E[S^(j+1)] / E[S], waits for the rest of it, uniform, and is joined by those who
-    come during all of it.
+    Who comes sees a step that is long because it is seen (`_seen_steps`), waits for the rest of it, uniform, and is
+    joined by those who come during all of it.
     """
     decode_s, prompt_s = now.decode_s, now.prompt_s
-    lengths, bursts = (
-        load.length_cv_squared,
-        np.where(load.arrival_cv > 1.0, 2.0 * burst - 1.0, load.arrival_cv**2),
-    )
     most = np.maximum(now.prompts_a_step, 1.0)
-    passing = np.minimum(now.requests_per_s * prompt_s / busy, MOST_STRETCHED)
-    coming = np.minimum(passing / (1.0 - passing) * decode_s / np.maximum(prompt_s, 1e-12), most)
-    one = np.maximum(decode_s + coming * prompt_s, 1e-12)
-    rate = coming / one
-    kept = np.minimum(now.requests_per_s * prompt_s, MOST_STRETCHED) * (1.0 - 1.0 / most)
-    squared_s = prompt_s * prompt_s
-    two_each = (bursts + lengths) * squared_s
-    three_each = (bursts * bursts + 3.0 * lengths) * squared_s * prompt_s
-    full = coming / most
-    varying = (bursts * (1.0 - full) + lengths) * squared_s
-    skewing = (bursts * bursts * (1.0 - full) * (1.0 - 2.0 * full) + 3.0 * lengths) * squared_s * prompt_s
-    variance = coming * varying / (1.0 - kept * kept)
-    third = (coming * skewing + 3.0 * variance * kept * rate * two_each) / (1.0 - kept * kept * kept)
-    squared = one * one
-    seen = one + variance / one
-    seen_two = squared + 3.0 * variance + third / one
-    seen_three = squared * one + 6.0 * one * variance + 4.0 * third + 3.0 * variance * variance / one
-    joining = np.minimum(now.requests_per_s * seen, most - 1.0)
-    share = joining * prompt_s / seen
-    first = (0.5 + share) * seen
-    second = (1.0 / 3.0 + share + share * share) * seen_two
-    cubed = (0.25 + share + share * share * (1.5 + share)) * seen_three
-    skewed = cubed - 3.0 * second * first + 2.0 * first * first * first + joining * three_each
-    skewed = skewed + 3.0 * joining / seen * two_each * (0.5 + share) * (seen_two - seen * seen)
+    prompts = _prompts(load, now, burst)
+    step, seen = _seen_steps(prompts, now, busy)
+    joining = np.minimum(now.requests_per_s * seen.one, most - 1.0)
+    share = joining * prompt_s / seen.one
+    first = (0.5 + share) * seen.one
+    second = (1.0 / 3.0 + share + share * share) * seen.two
+    cubed = (0.25 + share + share * share * (1.5 + share)) * seen.three
+    skewed = cubed - 3.0 * second * first + 2.0 * first * first * first + joining * prompts.three
+    skewed = skewed + 3.0 * joining / seen.one * prompts.two * (0.5 + share) * (
+        seen.two - seen.one * seen.one
+    )
     ahead = load.async_scheduling
     busy_delay = Spread(
-        first + ahead * one,
-        second - first * first + joining * two_each + ahead * variance,
-        skewed + ahead * third,
+        first + ahead * step.mean_s,
+        second - first * first + joining * prompts.two + ahead * step.variance,
+        skewed + ahead * step.third,
     )
-    silent, still = np.exp(-rate * decode_s / burst), np.exp(-rate * prompt_s / burst)
+    silent, still = np.exp(-prompts.rate * decode_s / burst), np.exp(-prompts.rate * prompt_s / burst)
     without = silent * still / (1.0 - silent * (1.0 - still))
-    quiet = without * decode_s / one * np.where(ahead > 0.0, without, 1.0)
-    quiet = np.minimum(quiet * np.exp(-now.requests_per_s * decode_s / burst), 1.0 - 1e-6)
+    quiet = without * np.minimum(busy.later_per_s * decode_s, 1.0) * np.where(ahead > 0.0, without, 1.0)
+    quiet = np.clip(quiet * np.exp(-now.requests_per_s * decode_s / burst), 0.0, 1.0 - 1e-6)
+    quiet = np.where(load.output_tokens > 1.0, quiet, 0.0)
     return busy_delay.without(quiet, _rest(decode_s, ahead)), quiet
+
+
+class Moments(NamedTuple):
+    """About zero, the first three."""
+
+    one: FloatArray
+    two: FloatArray
+    three: FloatArray
+
+
+class Prompts(NamedTuple):
+    """Those that come while the engine is busy: how often, the cumulants that each adds, and those of one alone."""
+
+    rate: FloatArray
+    one: FloatArray
+    two: FloatArray
+    three: FloatArray
+    four: FloatArray
+    length_cv_squared: FloatArray
+
+
+def _prompts(load: Load, now: Flow, burst: FloatArray) -> Prompts:
+    """Bursts come together, and count as one prompt of so many."""
+    lengths = load.length_cv_squared
+    bursts = np.where(load.arrival_cv > 1.0, 2.0 * burst - 1.0, load.arrival_cv**2)
+    prompt_s = np.maximum(now.prompt_s, 1e-12)
+    squared_s = prompt_s * prompt_s
+    return Prompts(
+        np.minimum(now.requests_per_s, MOST_STRETCHED / prompt_s),
+        prompt_s,
+        (bursts + lengths) * squared_s,
+        (bursts * bursts + 3.0 * lengths) * squared_s * prompt_s,
+        (bursts * bursts * bursts + 6.0 * lengths) * squared_s * squared_s,
+        lengths,
+    )
+
+
+def _seen_steps(prompts: Prompts, now: Flow, busy: Busy) -> tuple[Spread, Moments]:
+    """The steps of a busy engine: of all of them, and as they are seen by who comes, E[S^(j+1)] / E[S].
+
+    A busy time begins with a prompt alone; each later step lasts S = d + e K for the K prompts that came during the
+    one before, binomial of as many as fit. Sums of S^j over a second of busy time follow from those of lower powers.
+    """
+    rate, one, two, three, four, lengths = prompts
+    most = np.maximum(now.prompts_a_step, 1.0)
+    pairs = 1.0 - 1.0 / most
+    triples = pairs * np.maximum(1.0 - 2.0 / most, 0.0)
+    quadruples = triples * np.maximum(1.0 - 3.0 / most, 0.0)
+    d, k, a, b = now.decode_s, rate * one, rate * two, rate * three
+    began, later = busy.began_per_s, busy.later_per_s
+    first, varying = now.own_s, one * one * lengths
+    squares = began * (first**2 + varying) + d * d * later + 2.0 * d * k + a
+    squares = squares / (1.0 - pairs * k * k)
+    cubes = began * (first**3 + 3.0 * first * varying) + d**3 * later + 3.0 * d * d * k
+    cubes = cubes + 3.0 * d * (a + pairs * k * k * squares) + b + 3.0 * pairs * k * a * squares
+    cubes = cubes / (1.0 - triples * k**3)
+    fourths = began * (first**4 + 6.0 * first**2 * varying) + d**4 * later + 4.0 * d**3 * k
+    fourths = fourths + 6.0 * d * d * (a + pairs * k * k * squares)
+    fourths = fourths + 4.0 * d * (b + 3.0 * pairs * k * a * squares + triples * k**3 * cubes)
+    fourths = fourths + rate * four + pairs * (4.0 * k * b + 3.0 * a * a) * squares
+    fourths = (fourths + 6.0 * triples * k * k * a * cubes) / (1.0 - quadruples * k**4)
+    step_s = np.minimum(1.0 / np.maximum(began + later, 1e-12), squares) * busy.followed
+    return spread_of(step_s, step_s * squares, step_s * cubes), Moments(squares, cubes, fourths)
 
 
 def _rest(step_s: FloatArray, ahead: FloatArray) -> Spread:

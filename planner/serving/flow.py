@@ -70,7 +70,7 @@ def flow_of(load: Load, steps: MeanStep, crowd: Crowd) -> Flow:
     """
     n = np.maximum(crowd.running, 1e-9)
     size = padded if crowd.closed or crowd.fixed else padded_on_average
-    gaps = load.output_tokens - 1.0
+    gaps = np.maximum(load.output_tokens - 1.0, 0.0)
     most_decoding = load.batched_tokens * gaps / (load.input_tokens + gaps)
     others = crowd.others
     beside = np.minimum(others, most_decoding)

@@ -158,6 +158,8 @@ def _open_tpot(
 
     others = np.maximum(limit - 1.0, 0.0)
     full = flow_of(load, steps, Crowd(limit, others, fixed=True))
+    full_s = np.minimum(full.decode_s, full.tpot_s)
+    full_s = full_s + (full.tpot_s - full_s) * gaps * load.mean_inverse_gaps
     scattered = full.met * full.prompt_s / gaps
     scattered = scattered * np.sqrt(
         load.length_cv_squared * gaps * load.mean_inverse_gaps / np.maximum(limit, 1.0)
@@ -167,11 +169,16 @@ def _open_tpot(
         few_s = tpot_s + (few_quantile(now.met, utilization, quantile) - now.met) * lone_s
         few_s = few_s + Z_SCORES[quantile] * swing * neighbour_s
         many_s = spread.quantile_s(Z_SCORES[quantile])
-        most_s = np.minimum(now.full_step_s, full.tpot_s + Z_SCORES[quantile] * scattered)
+        most_s = np.minimum(now.full_step_s, full_s + Z_SCORES[quantile] * scattered)
         return np.asarray(np.minimum(np.where(now.met < FEW, few_s, many_s), most_s), dtype=np.float64)
 
     answered = load.output_tokens > 1.0
-    return latencies(tpot_s, {each: np.where(answered, at(each), 0.0) for each in quantiles})
+    mean_s = np.minimum(tpot_s, np.minimum(now.full_step_s, full_s))
+    alone = np.ones_like(mean_s)
+    alone_s = np.minimum(steps.decode_s(alone, padded_on_average(alone, load.captured_tokens)), mean_s)
+    return latencies(
+        mean_s, {each: np.where(answered, np.maximum(at(each), alone_s), 0.0) for each in quantiles}
+    )
 
 
 def _state(

@@ -55,7 +55,11 @@ class Wait(NamedTuple):
 def queue_wait(
     utilization: FloatArray, servers: FloatArray, service_s: FloatArray, variability: FloatArray
 ) -> Wait:
-    """GI/G/c waiting time; `variability` is (ca^2 + cs^2) / 2. Source: module docstring."""
+    """GI/G/c waiting time; `variability` is (ca^2 + cs^2) / 2.
+
+    Source: Allen-Cunneen, W = P_w variability S / (c (1 - rho)), with Sakasegawa's waiting probability
+    P_w = rho^(sqrt(2 (c+1)) - 1) (1977, Ann. Inst. Stat. Math. 29).
+    """
     rho = np.clip(utilization, 0.0, MAX_UTILIZATION)
     probability = rho ** (np.sqrt(2.0 * (servers + 1.0)) - 1.0)
     return Wait(probability, probability * variability * service_s / (servers * (1.0 - rho)))
@@ -75,7 +79,7 @@ class Spread(NamedTuple):
         two, three = 2.0 * often * scale_s**2, 6.0 * often * scale_s**3
         return Spread(
             self.mean_s + mean_s,
-            self.variance + two - mean_s**2,
+            np.maximum(self.variance + two - mean_s**2, 0.0),
             self.third + three - 3.0 * mean_s * two + 2.0 * mean_s**3,
         )
 
@@ -122,15 +126,6 @@ def spread_of(first: FloatArray, second: FloatArray, cubed: FloatArray) -> Sprea
     squared = first * first
     second = np.maximum(second, squared)
     return Spread(first, second - squared, cubed - first * (3.0 * second - 2.0 * squared))
-
-
-def normal_quantile(probability: FloatArray) -> FloatArray:
-    """The normal deviate not exceeded with a probability, within 5e-4 (Hastings; Abramowitz and Stegun 26.2.23)."""
-    tail = np.clip(np.minimum(probability, 1.0 - probability), 1e-9, 0.5)
-    t = np.sqrt(-2.0 * np.log(tail))
-    top = 2.515517 + t * (0.802853 + t * 0.010328)
-    bottom = 1.0 + t * (1.432788 + t * (0.189269 + t * 0.001308))
-    return np.asarray(np.where(probability < 0.5, -1.0, 1.0) * (t - top / bottom), dtype=np.float64)
 
 
 def few_quantile(mean: FloatArray, utilization: FloatArray, quantile: float) -> FloatArray:

@@ -256,6 +256,44 @@ def test_more_load_never_helps(
         assert state.tpot.mean_s[0] >= FIXED_S * (1.0 - 1e-6) or answer == 1
 
 
+@given(
+    prompt=st.floats(1, 30_000),
+    answer=st.floats(0.75, 2_000),
+    cv=st.floats(0, 4),
+    slots=st.floats(1, 300),
+    kv_requests=st.floats(1, 300),
+    share=st.floats(0.01, 0.95),
+    low_ratio=st.sampled_from([1.0, 0.5, 0.05]),
+    ahead=st.sampled_from([0.0, 1.0]),
+)
+def test_full_replicas_have_finite_figures_in_order(
+    *,
+    prompt: float,
+    answer: float,
+    cv: float,
+    slots: float,
+    kv_requests: float,
+    share: float,
+    low_ratio: float,
+    ahead: float,
+) -> None:
+    """Whatever bounds the batch, and however short the answers are."""
+    settings = load(
+        input_tokens=prompt,
+        output_tokens=answer,
+        arrival_cv=cv,
+        slots=slots,
+        kv_requests=kv_requests,
+        length_low_ratio=low_ratio,
+        async_scheduling=ahead,
+    )
+    state = open_loop(table(), settings, np.array([share * min(slots, kv_requests)]))
+    for figure in (state.ttft, state.tpot):
+        assert all(np.isfinite(each).all() and each[0] >= 0.0 for each in figure)
+        assert figure.p50_s[0] <= figure.p95_s[0] <= figure.p99_s[0]
+    assert state.tpot.mean_s[0] <= state.tpot.p99_s[0] * 1.1 or answer <= 1.0
+
+
 def test_answers_of_equal_length_keep_users_in_step() -> None:
     """Eight users in step bring their prompts one behind the other: each shares a step with half of the seven."""
     users, requests = np.array([8.0]), np.array([1e9])
